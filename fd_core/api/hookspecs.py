@@ -1,0 +1,68 @@
+"""Hooks a plug-in module may implement. All return data; none changes the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from fd_core.api.attention import AttentionBackend
+    from fd_core.api.device import DeviceInfo
+    from fd_core.api.kernel import Kernel
+    from fd_core.api.platform import Platform
+    from fd_core.api.quant import QuantMethod
+    from fd_core.api.verdict import Verdict
+
+PROJECT = "fd_core"
+GROUP = "fd_core.plugins"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def fd_platforms() -> list[type[Platform]]:
+    """Platform classes of this plug-in."""
+    return []
+
+
+@hookspec
+def fd_kernels(device: DeviceInfo) -> list[Kernel]:
+    """Kernels on offer for `device` (records only; targets are imported when frozen)."""
+    return []
+
+
+@hookspec
+def fd_attention_backends(device: DeviceInfo) -> list[type[AttentionBackend]]:
+    """Attention backends on offer for `device`."""
+    return []
+
+
+@hookspec
+def fd_quant_methods(device: DeviceInfo) -> list[type[QuantMethod]]:
+    """Quantisation methods on offer for `device`."""
+    return []
+
+
+@hookspec
+def fd_doctor(device: DeviceInfo) -> list[tuple[str, Verdict]]:
+    """Vendor checks for `fd doctor`: (what was looked at, verdict)."""
+    return []
+
+
+@hookspec
+def fd_models() -> dict[str, str]:
+    """Model architectures: name in `config.json` -> "module:class"."""
+    return {}
+
+
+@hookspec
+def fd_reasoning_parsers() -> dict[str, Any]:
+    """Reasoning parsers by name."""
+    return {}
+
+
+@hookspec
+def fd_tool_parsers() -> dict[str, Any]:
+    """Tool-call parsers by name."""
+    return {}

@@ -1,0 +1,1 @@
+"""`fd`: serve, generate, bench, doctor, why, matrix."""

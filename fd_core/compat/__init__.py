@@ -1,0 +1,1 @@
+"""Other engines' names over ours."""

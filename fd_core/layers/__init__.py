@@ -1,0 +1,1 @@
+"""Building blocks of models, over ops: linear, embedding, attention, rotary tables."""

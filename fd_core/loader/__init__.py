@@ -1,0 +1,1 @@
+"""Weights from disk: formats, names, checks, progress."""

@@ -1,0 +1,1 @@
+"""Op family `attention`: one file per op."""

@@ -1,0 +1,1 @@
+"""Op family `embedding`: one file per op."""

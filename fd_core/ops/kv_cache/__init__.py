@@ -1,0 +1,1 @@
+"""Op family `kv_cache`: one file per op."""

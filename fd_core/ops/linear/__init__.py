@@ -1,0 +1,1 @@
+"""Op family `linear`: one file per op."""

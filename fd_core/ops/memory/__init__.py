@@ -1,0 +1,1 @@
+"""Op family `memory`: one file per op."""

@@ -1,0 +1,1 @@
+"""Op family `moe`: one file per op."""

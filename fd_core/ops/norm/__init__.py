@@ -1,0 +1,1 @@
+"""Op family `norm`: one file per op."""

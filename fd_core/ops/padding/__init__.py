@@ -1,0 +1,1 @@
+"""Op family `padding`: one file per op."""

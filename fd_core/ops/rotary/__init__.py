@@ -1,0 +1,1 @@
+"""Op family `rotary`: one file per op."""

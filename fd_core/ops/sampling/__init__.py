@@ -1,0 +1,1 @@
+"""Op family `sampling`: one file per op."""

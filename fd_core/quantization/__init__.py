@@ -1,0 +1,1 @@
+"""Registry of quantisation methods and their configuration."""

@@ -1,0 +1,56 @@
+"""Compile some kernels for this machine alone, in seconds, without installing anything.
+
+    python plugins/cpu/dev_build.py rms_norm swiglu -o /tmp/mine.so      # default: every op
+    FD_CPU_LIBRARY=/tmp/mine.so python -m pytest tests/operators -k rms_norm
+
+Objects are cached beside the output, so that only changed sources are compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "src"))
+
+from fd_cpu.ladder import COMMON_FLAGS, best_level, level_flags  # noqa: E402
+from fd_cpu.table import read_table  # noqa: E402
+
+
+def compile_one(source: Path, folder: Path, flags: list[str]) -> Path:
+    target = folder / f"{source.stem}.o"
+    headers = max(h.stat().st_mtime for h in (HERE / "csrc/include").rglob("*.h"))
+    newest = max(source.stat().st_mtime, headers)
+    if not target.exists() or target.stat().st_mtime < newest:
+        subprocess.run(["c++", *flags, "-c", str(source), "-o", str(target)], check=True)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("ops", nargs="*")
+    parser.add_argument("-o", "--out", type=Path, default=Path("/tmp/fd_cpu_dev.so"))
+    parser.add_argument("--level", default=best_level().name)
+    args = parser.parse_args()
+    import tvm_ffi.libinfo as info
+
+    table = read_table(HERE / "kernels.toml")
+    ops = args.ops or list(table.ops)
+    names = dict.fromkeys([*table.common, *(s for op in ops for s in table.ops[op].sources)])
+    includes = [HERE / "csrc/include", info.find_include_path(), info.find_dlpack_include_path()]
+    flags = [*COMMON_FLAGS, *level_flags(args.level), *(f"-I{path}" for path in includes)]
+    folder = args.out.with_suffix(f".{args.level}.objects")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda s: compile_one(HERE / "csrc" / s, folder, flags), names))
+    link = ["c++", "-shared", "-pthread", "-o", str(args.out), *map(str, objects)]
+    subprocess.run([*link, info.find_libtvm_ffi()], check=True)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
