@@ -1,0 +1,102 @@
+"""Host memory and the processor, as a platform."""
+
+from __future__ import annotations
+
+import mmap
+import platform as machine
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fd_core.api import dtype as dt
+from fd_core.api.device import HOST, DeviceInfo, ProbeReport
+from fd_core.api.host_platform import HostPlatform, host_memory
+from fd_core.api.tensor import Storage, Tensor, TensorSpec, empty_host
+from fd_core.api.verdict import ReasonCode, Verdict
+from fd_cpu import library
+from fd_cpu.ladder import best_level, ladder
+
+HUGE_PAGE = 2 << 20  # bytes
+
+
+class CPUPlatform(HostPlatform):
+    """One device, index 0: all processors this process may run on."""
+
+    name: ClassVar[str] = "cpu"
+    device_type: ClassVar[str] = "cpu"
+    priority: ClassVar[int] = 0
+
+    @classmethod
+    def probe(cls) -> ProbeReport:
+        try:
+            level, _ = library.chosen()
+        except RuntimeError as error:
+            return ProbeReport(verdict=Verdict.no(ReasonCode.NOT_BUILT, "fd-cpu", "kernels", str(error)))
+        return ProbeReport((device_info(level),))
+
+    def open(self, index: int) -> DeviceInfo:
+        if index != 0:
+            raise IndexError(f"platform 'cpu': want device index 0, have {index}")
+        return device_info(library.chosen()[0])
+
+    def empty(self, spec: TensorSpec) -> Tensor:
+        """64-byte aligned; from 2 MiB on in pages of its own, huge ones where the system offers them."""
+        if spec.nbytes < HUGE_PAGE:
+            return empty_host(spec)
+        refuse_overcommit(spec)
+        return huge_tensor(spec)
+
+
+def refuse_overcommit(spec: TensorSpec) -> None:
+    """Linux grants pages that it does not have and ends the process later: ask first."""
+    free = host_memory().free
+    if spec.nbytes > free:
+        text = f"want {spec.nbytes} bytes for {list(spec.shape)} {spec.dtype}, have {free} free"
+        raise MemoryError(f"platform 'cpu': {text}; use a smaller model, batch or cache")
+
+
+def huge_tensor(spec: TensorSpec) -> Tensor:
+    pages = mmap.mmap(-1, spec.nbytes + HUGE_PAGE)
+    raw = np.frombuffer(pages, np.uint8)
+    start = int(raw.__array_interface__["data"][0])
+    skip = -start % HUGE_PAGE
+    advise(pages, skip, spec.nbytes)
+    storage = Storage(start + skip, spec.nbytes, HOST, owner=raw)
+    return Tensor(start + skip, spec.shape, spec.dtype, storage)
+
+
+def advise(pages: mmap.mmap, start: int, length: int) -> None:
+    """Ask for huge pages; kernels built without them refuse, which costs speed alone."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None:
+        return
+    try:
+        pages.madvise(advice, start, length)
+    except OSError:
+        return
+
+
+def device_info(level: str) -> DeviceInfo:
+    """`level`: the library in use; one that a developer names counts as this machine's best."""
+    rungs = {one.name: one.rank for one in ladder()}
+    arch = level if level in rungs else best_level().name
+    return DeviceInfo(
+        device=HOST,
+        name=processor_name(),
+        arch=arch,
+        arch_rank=rungs[arch],
+        memory=host_memory().total,
+        units=library.thread_count(),
+        features=frozenset({"host_memory"}),
+        activation_dtype=dt.float32,
+    )
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        rows: Any = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    except OSError:
+        rows = ()
+    names = [value.strip() for key, _, value in rows if key.strip() == "model name"]
+    return names[0] if names else machine.machine()
