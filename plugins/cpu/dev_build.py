@@ -39,8 +39,9 @@ def main() -> None:
     import tvm_ffi.libinfo as info
 
     table = read_table(HERE / "kernels.toml")
-    ops = args.ops or list(table.ops)
-    names = dict.fromkeys([*table.common, *(s for op in ops for s in table.ops[op].sources)])
+    entries = {**table.ops, **table.private}
+    ops = args.ops or list(entries)
+    names = dict.fromkeys([*table.common, *(s for op in ops for s in entries[op].sources)])
     includes = [HERE / "csrc/include", info.find_include_path(), info.find_dlpack_include_path()]
     flags = [*COMMON_FLAGS, *level_flags(args.level), *(f"-I{path}" for path in includes)]
     folder = args.out.with_suffix(f".{args.level}.objects")

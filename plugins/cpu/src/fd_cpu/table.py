@@ -26,8 +26,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """`ops` implement the catalogue; `private` are exports that only this plug-in calls."""
+
     common: tuple[str, ...]
     ops: dict[str, Entry]
+    private: dict[str, Entry]
 
 
 def _entry(op: str, row: dict[str, Any]) -> Entry:
@@ -40,5 +43,7 @@ def _entry(op: str, row: dict[str, Any]) -> Entry:
 def read_table(path: Path) -> Table:
     with path.open("rb") as file:
         data = tomllib.load(file)
-    ops = {op: _entry(op, row) for op, row in data["ops"].items()}
-    return Table(tuple(data["support"]["common"]), ops)
+    ops, private = (
+        {name: _entry(name, row) for name, row in data.get(part, {}).items()} for part in ("ops", "private")
+    )
+    return Table(tuple(data["support"]["common"]), ops, private)
