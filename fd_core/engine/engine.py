@@ -1,0 +1,217 @@
+"""The engine's life cycle: admit, schedule, run, update, emit."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from fd_core.engine.guided import GuidedCompiler
+from fd_core.engine.kv_manager import KVManager
+from fd_core.engine.request import EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
+from fd_core.engine.runner import ModelRunner, StepResult
+from fd_core.engine.scheduler import Scheduler, StepPlan
+from fd_core.engine.sequence import Sequence, Status
+
+log = logging.getLogger("fd.engine")
+
+
+class RequestRefusedError(ValueError):
+    """The request can never be served as it stands; nothing was changed."""
+
+
+class Engine:
+    """Synchronous: `add_request` and `abort` at any moment between two `step`s."""
+
+    def __init__(
+        self, runner: ModelRunner, kv: KVManager, *, max_num_tokens: int, max_model_len: int, max_logprobs: int,
+        eos_token_ids: list[int], guided: GuidedCompiler | None = None, seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.runner = runner
+        self.kv = kv
+        self.scheduler = Scheduler(kv, runner.max_num_seqs, max_num_tokens)
+        self.max_model_len = max_model_len
+        self.max_logprobs = max_logprobs
+        self.eos = frozenset(eos_token_ids)
+        self.guided = guided
+        self.requests: dict[str, list[Sequence]] = {}
+        self.stats_now = EngineStats(blocks_total=kv.pool.total)
+        self._random: Callable[[], int] = _seed_source(seed)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queue a request; raises RequestRefusedError with the reason for one that cannot be served."""
+        self._check(request)
+        params = request.params
+        room = self.max_model_len
+        limit = (
+            room
+            if params.max_tokens is None
+            else min(room, len(request.prompt_token_ids) + params.max_tokens)
+        )
+        seed = self._random() if params.seed is None else params.seed
+        seqs = [Sequence(request, i, limit, seed, self.eos) for i in range(params.n)]
+        if params.guided is not None:
+            self._attach_grammar(request, seqs)
+        self.requests[request.request_id] = seqs
+        self.scheduler.add(seqs)
+        self.stats_now.prompt_tokens += len(request.prompt_token_ids)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request in whatever state it is; unknown ids are ignored."""
+        for seq in self.requests.pop(request_id, []):
+            if seq.status is not Status.FINISHED:
+                self._retire(seq)
+
+    def step(self) -> list[EngineOutput]:
+        """Run one step; returns the news of every sequence that has any."""
+        started = time.perf_counter()
+        plan = self.scheduler.schedule()
+        try:
+            result = self.runner.execute(plan) if plan.items else StepResult()
+        except Exception as error:
+            return self._fail(plan, error)
+        self.scheduler.advance(plan)
+        outputs = [self._take(seq, token, logprobs) for seq, token, logprobs in result.sampled]
+        self._count(plan, len(outputs), time.perf_counter() - started)
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """Figures of this moment."""
+        now, pool = self.stats_now, self.kv.pool
+        now.running, now.waiting = len(self.scheduler.running), len(self.scheduler.waiting)
+        now.blocks_cached = pool.cached
+        now.blocks_free = pool.available - now.blocks_cached
+        now.preemptions = self.scheduler.num_preemptions
+        now.prefix_queries, now.prefix_hits = self.kv.queries, self.kv.hits
+        return now
+
+    # -- admission ---------------------------------------------------------------------------------
+
+    def _check(self, request: EngineRequest) -> None:
+        prompt, params = request.prompt_token_ids, request.params
+        vocab = self.runner.model.config.vocab_size
+        if request.request_id in self.requests:
+            raise RequestRefusedError(f"request id {request.request_id!r} is in use")
+        if not prompt:
+            raise RequestRefusedError("prompt: want at least one token, have none")
+        if len(prompt) >= self.max_model_len:
+            raise RequestRefusedError(
+                f"prompt: has {len(prompt)} tokens, and the model's context of {self.max_model_len} tokens "
+                "must hold the prompt and at least one new token; shorten it"
+            )
+        bad = next((t for t in prompt if not 0 <= t < vocab), None)
+        if bad is not None:
+            raise RequestRefusedError(f"prompt: token id {bad} is outside [0, {vocab})")
+        wanted = max(params.logprobs or 0, params.prompt_logprobs or 0)
+        if wanted > self.max_logprobs:
+            raise RequestRefusedError(f"logprobs: want at most {self.max_logprobs}, have {wanted}")
+        if params.n > self.runner.max_num_seqs:
+            raise RequestRefusedError(f"n: want at most {self.runner.max_num_seqs}, have {params.n}")
+        self._check_ids(request, vocab)
+
+    def _check_ids(self, request: EngineRequest, vocab: int) -> None:
+        params = request.params
+        named = {
+            "stop_token_ids": params.stop_token_ids,
+            "allowed_token_ids": params.allowed_token_ids or (),
+            "logit_bias": tuple(params.logit_bias),
+            "bad_words": tuple(t for word in params.bad_words for t in word),
+        }
+        for name, ids in named.items():
+            bad = next((t for t in ids if not 0 <= t < vocab), None)
+            if bad is not None:
+                raise RequestRefusedError(f"{name}: token id {bad} is outside [0, {vocab})")
+
+    def _attach_grammar(self, request: EngineRequest, seqs: list[Sequence]) -> None:
+        if self.guided is None:
+            raise RequestRefusedError("guided decoding: this engine was started without a tokenizer")
+        assert request.params.guided is not None
+        for seq in seqs:
+            try:
+                seq.guided = self.guided.start(*request.params.guided)
+            except ValueError as error:
+                raise RequestRefusedError(f"guided decoding: {error}") from error
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def _take(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> EngineOutput:
+        seq.append(token)
+        if seq.guided is not None:
+            self._advance_grammar(seq, token)
+        self.runner.append(seq, token)
+        output = self._output(seq, token, logprobs)
+        if seq.finish is not None:
+            self._retire(seq)
+            self._forget_if_done(seq.request.request_id)
+        return output
+
+    def _advance_grammar(self, seq: Sequence, token: int) -> None:
+        """A grammar that breaks ends its own request only."""
+        error = seq.guided.accept(token)
+        if error and seq.finish is None:
+            seq.finish, seq.error = FinishReason.ERROR, error
+
+    def _output(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> EngineOutput:
+        first = seq.num_generated == 1
+        scored = first and seq.params.prompt_logprobs is not None
+        return EngineOutput(
+            request_id=seq.request.request_id,
+            index=seq.index,
+            token_ids=[token],
+            logprobs=[] if logprobs is None else [logprobs],
+            prompt_logprobs=seq.prompt_logprobs if scored else None,
+            finish_reason=seq.finish,
+            stop_token_id=seq.stop_token,
+            num_cached_tokens=seq.cached_tokens,
+            first_token_time=seq.first_token_time,
+            queue_time=seq.scheduled_time - seq.arrival,
+            error=seq.error,
+        )
+
+    def _fail(self, plan: StepPlan, error: Exception) -> list[EngineOutput]:
+        """The step broke on the device: its requests end with the reason, all others live on."""
+        log.exception("step with %d sequences failed", len(plan.items))
+        victims = [s for item in plan.items for s in self.requests.get(item.seq.request.request_id, [])]
+        outputs = []
+        for seq in dict.fromkeys(s for s in victims if s.status is not Status.FINISHED):
+            seq.finish, seq.error = FinishReason.ERROR, f"{type(error).__name__}: {error}"
+            outputs.append(self._ending(seq))
+            self._retire(seq)
+            self._forget_if_done(seq.request.request_id)
+        return outputs
+
+    @staticmethod
+    def _ending(seq: Sequence) -> EngineOutput:
+        return EngineOutput(
+            request_id=seq.request.request_id, index=seq.index, finish_reason=seq.finish, error=seq.error
+        )
+
+    def _retire(self, seq: Sequence) -> None:
+        self.scheduler.remove(seq)
+        self.runner.release(seq)
+
+    def _forget_if_done(self, request_id: str) -> None:
+        if all(seq.status is Status.FINISHED for seq in self.requests.get(request_id, [])):
+            self.requests.pop(request_id, None)
+
+    def _count(self, plan: StepPlan, generated: int, seconds: float) -> None:
+        now = self.stats_now
+        now.steps += 1
+        now.generation_tokens += generated
+        now.last_step_seconds = seconds
+        now.last_step_time = time.time()
+
+
+def _seed_source(seed: int | None) -> Callable[[], int]:
+    """Seeds for requests that bring none: from the system, or repeatable from the engine's own."""
+    if seed is None:
+        return lambda: secrets.randbits(63)
+    import random
+
+    generator = random.Random(seed)
+    return lambda: generator.getrandbits(63)
