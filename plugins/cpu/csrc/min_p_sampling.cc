@@ -1,0 +1,31 @@
+#include "fd/check.h"
+#include "fd/rowwise.h"
+
+namespace fd {
+
+void min_p_sampling(Tensor probs, Tensor min_p, Tensor renorm_probs) {
+  const char* op = "min_p_sampling";
+  Check{op, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
+  const int64_t n = probs.size(0), width = probs.size(1);
+  Check{op, "min_p", min_p}.numel(n).dtype<float>("float32").contiguous();
+  Check{op, "renorm_probs", renorm_probs}.same_shape(probs).dtype<float>("float32");
+  Check{op, "renorm_probs", renorm_probs}.inner_contiguous();
+  const float* m = min_p.data<float>();
+  for (int64_t r = 0; r < n; ++r)
+    if (!(m[r] >= 0 && m[r] <= 1))
+      fail("ValueError", op, ".min_p: want values in [0, 1], have ", m[r], " in row ", r);
+  const float* p = probs.data<float>();
+  float* o = renorm_probs.data<float>();
+  const int64_t ps = probs.stride(0), os = renorm_probs.stride(0);
+  parallel_for(n, 1 + 16384 / (width + 1), [=](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float *x = p + r * ps, pivot = max_of(x, 0, width) * m[r];
+      float* out = o + r * os;
+      for (int64_t i = 0; i < width; ++i) out[i] = x[i] >= pivot ? x[i] : 0.0f;
+    }
+  });
+}
+
+FD_EXPORT(min_p_sampling)
+
+}  // namespace fd
