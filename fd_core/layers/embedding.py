@@ -1,0 +1,30 @@
+"""Token embedding and the output head, which may share the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.layers.context import ModelContext
+from fd_core.layers.weight import Parameter, Weighted, whole
+
+
+class Embedding(Weighted):
+    """Rows of a table [vocabulary, hidden] in the checkpoint's type, read into activations."""
+
+    weight: Tensor
+
+    def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int, prefix: str) -> None:
+        self._platform = context.platform
+        self._ops = context.ops
+        self._spec = TensorSpec((vocab_size, hidden_size), context.dtype)
+        self._name = f"{prefix}.weight"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"weight": whole(self._name, self._spec)}
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self.weight = self._platform.from_host(values["weight"].numpy())
+
+    def __call__(self, ids: Tensor, out: Tensor) -> None:
+        self._ops.embedding(ids, self.weight, out)

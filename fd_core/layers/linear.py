@@ -1,0 +1,84 @@
+"""Linear layers; several checkpoint matrices may be rows of one, so that one kernel call runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fd_core.api.quant import LinearSpec
+from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.layers.context import ModelContext
+from fd_core.layers.weight import Parameter, Piece, Weighted, whole
+
+#: A matrix of the checkpoint: its name without the parameter's, and its output features.
+Shard = tuple[str, int]
+
+
+class Linear(Weighted):
+    """y = x @ W^T + b with the rows of W taken from `shards` in order, run by its quantisation method.
+
+    `table`: W is an embedding table, stored [out, in] whatever the layout of linear weights.
+    """
+
+    def __init__(
+        self,
+        context: ModelContext,
+        in_features: int,
+        shards: Sequence[Shard],
+        *,
+        bias: bool = False,
+        table: bool = False,
+    ) -> None:
+        self.shards = tuple(shards)
+        self._table = table
+        self.out_features = sum(rows for _, rows in self.shards)
+        self.spec = LinearSpec(
+            in_features,
+            self.out_features,
+            bias,
+            context.dtype,
+            context.activation_dtype,
+            prefix=self.shards[0][0],
+        )
+        self._platform = context.platform
+        self._method = context.quant(self.spec)
+        self._bias: Tensor | None = None
+        self._packed: Any = None
+
+    def parameters(self) -> dict[str, Parameter]:
+        wanted = self._method.create_weights(self.spec)
+        found = {name: self._parameter(name, spec) for name, spec in wanted.items()}
+        if self.spec.bias:
+            found["bias"] = self._parameter("bias", TensorSpec((self.out_features,), self.spec.activation))
+        return found
+
+    def _parameter(self, name: str, spec: TensorSpec) -> Parameter:
+        linear = len(spec.shape) == 2 and not self._table
+        if len(self.shards) == 1:
+            return whole(f"{self.shards[0][0]}.{name}", spec, linear)
+        pieces, row = [], 0
+        for prefix, features in self.shards:
+            rows = self._rows(name, spec, features)
+            index = (slice(row, row + rows),)
+            pieces.append(Piece(f"{prefix}.{name}", (rows, *spec.shape[1:]), linear, index))
+            row += rows
+        return Parameter(spec, tuple(pieces))
+
+    def _rows(self, name: str, spec: TensorSpec, features: int) -> int:
+        """Rows of a shard; a packed parameter may hold more or fewer rows than output features."""
+        rows, rest = divmod(spec.shape[0] * features, self.out_features)
+        if rest:
+            raise ValueError(
+                f"{self.spec.prefix}.{name}: {self._method.name} stores {spec.shape[0]} rows for "
+                f"{self.out_features} outputs, which cannot be divided between {dict(self.shards)}"
+            )
+        return rows
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        weights = {name: value for name, value in values.items() if name != "bias"}
+        if self.spec.bias:
+            self._bias = self._platform.from_host(values["bias"].numpy())
+        self._packed = self._method.process_weights(self.spec, weights)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        self._method.apply(x, self._packed, self._bias, out)

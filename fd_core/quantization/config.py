@@ -1,0 +1,79 @@
+"""Which quantisation a model uses: the checkpoint's word, else the user's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+_log = logging.getLogger("fd.quantization")
+
+UNQUANTIZED = "none"
+#: Keys under which checkpoints name the method, and those that list layers left alone.
+_NAME_KEYS = ("quantization", "quant_method")
+_SKIP_KEYS = ("modules_to_not_convert", "ignored_layers", "ignore", "skip")
+
+
+class QuantError(ValueError):
+    """A quantisation that is unknown or badly described."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantConfig:
+    """`name` in the registry, the method's own `options`, and `skip`: patterns of layers (checkpoint
+    prefixes, or their last parts) that stay unquantised. `from_checkpoint`: its weights are already
+    packed in this method's format."""
+
+    name: str = UNQUANTIZED
+    options: Mapping[str, Any] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    from_checkpoint: bool = False
+
+    def name_for(self, prefix: str) -> str:
+        """The method's name for one layer."""
+        return UNQUANTIZED if any(_matches(prefix, pattern) for pattern in self.skip) else self.name
+
+
+def _matches(prefix: str, pattern: str) -> bool:
+    return fnmatch(prefix, pattern) or prefix.endswith(f".{pattern}") or prefix.startswith(f"{pattern}.")
+
+
+def parse_quantization(
+    checkpoint: Mapping[str, Any] | None, requested: str, known: Collection[str]
+) -> QuantConfig:
+    """The configuration from config.json's `quantization_config` and the user's text (a method's name
+    or a JSON object with `quantization`). The checkpoint wins, with a warning when they differ."""
+    asked = _from_text(requested)
+    if checkpoint:
+        found = _from_mapping(checkpoint, "config.json quantization_config", from_checkpoint=True)
+        if requested and asked.name != found.name:
+            _log.warning("quantization %r is ignored: the checkpoint is %r", requested, found.name)
+        asked = found
+    if asked.name not in known:
+        names = ", ".join(sorted(known))
+        raise QuantError(f"quantization: want one of {names}; have {asked.name!r} (is a plug-in missing?)")
+    return asked
+
+
+def _from_text(text: str) -> QuantConfig:
+    text = text.strip()
+    if not text.startswith("{"):
+        return QuantConfig(text or UNQUANTIZED)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise QuantError(f"quantization: want a name or a JSON object: {error}") from None
+    return _from_mapping(value, "quantization", from_checkpoint=False)
+
+
+def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -> QuantConfig:
+    name = next((value[key] for key in _NAME_KEYS if value.get(key)), None)
+    if not isinstance(name, str):
+        raise QuantError(f"{where}: want a method under {' or '.join(_NAME_KEYS)}; have {sorted(value)}")
+    skip = [pattern for key in _SKIP_KEYS for pattern in value.get(key) or ()]
+    if name == "fp8" and value.get("weight_block_size"):
+        name = "block_wise_fp8"
+    return QuantConfig(name, dict(value), tuple(skip), from_checkpoint)
