@@ -19,7 +19,6 @@ from fd_core.engine.request import EngineRequest, SamplingParams
 from fd_core.engine.runner import ModelRunner
 from fd_core.engine.scheduler import Scheduler, StepPlan
 from fd_core.engine.sequence import Sequence
-from fd_core.layers.attention_select import kv_layouts
 from fd_core.models.base import CausalLM
 
 Mode = Literal["prefill", "decode", "mixed"]
@@ -123,7 +122,7 @@ class DummyRunner:
     def _private(self, seqs: list[Sequence]) -> tuple[ModelRunner, Scheduler]:
         blocks = sum(-(-seq.limit // self.block_size) for seq in seqs)
         context = self.model.context
-        pools = KVPools(context.platform, context.ops, kv_layouts(self.model), blocks)
+        pools = KVPools(context.platform, context.ops, self.model.kv_layouts(), blocks)
         runner = ModelRunner(
             self.model,
             pools,

@@ -61,11 +61,12 @@ class Engine:
         self.scheduler.add(seqs)
         self.stats_now.prompt_tokens += len(request.prompt_token_ids)
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request in whatever state it is; unknown ids are ignored."""
-        for seq in self.requests.pop(request_id, []):
-            if seq.status is not Status.FINISHED:
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one of its completions, in whatever state; unknown ids are ignored."""
+        for seq in self.requests.get(request_id, []):
+            if seq.status is not Status.FINISHED and index in (None, seq.index):
                 self._retire(seq)
+        self._forget_if_done(request_id)
 
     def step(self) -> list[EngineOutput]:
         """Run one step; returns the news of every sequence that has any."""
