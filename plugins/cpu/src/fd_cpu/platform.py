@@ -57,7 +57,8 @@ def refuse_overcommit(spec: TensorSpec) -> None:
 
 
 def huge_tensor(spec: TensorSpec) -> Tensor:
-    pages = mmap.mmap(-1, spec.nbytes + HUGE_PAGE)
+    # Private: huge pages of shared memory are another, mostly closed, setting of the system.
+    pages = mmap.mmap(-1, spec.nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     raw = np.frombuffer(pages, np.uint8)
     start = int(raw.__array_interface__["data"][0])
     skip = -start % HUGE_PAGE

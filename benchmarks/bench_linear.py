@@ -1,0 +1,241 @@
+"""Dense linear layers of a Qwen3-0.6B: fd-cpu beside torch and beside what the machine can do at most.
+
+    python benchmarks/bench_linear.py [--dtypes bfloat16,float32] [--rows 1,8,512] [--shapes qkv,o]
+                                      [--no-torch] [--out benchmarks/results/linear-NAME.json]
+
+Weights rotate through at least 256 MiB, so that every call reads them from memory. Ours and torch's
+calls alternate in this process, on as many threads as the process may use processors, and the ceilings (memory
+reads in four streams a thread; float32 multiply-adds) are measured again beside every cell.
+`share` = the larger of (weight bytes / read ceiling) and (flops / multiply-add ceiling), over our time;
+minima are used on both sides, medians are recorded too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform as machine
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fd_core.api import dtype as dt
+from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
+from fd_cpu import library
+from fd_cpu.platform import CPUPlatform, processor_name
+from fd_cpu.quant import packed_spec
+
+SHAPES = {
+    "qkv": (1024, 4096),
+    "o": (2048, 1024),
+    "gate_up": (1024, 6144),
+    "down": (3072, 1024),
+    "head": (1024, 151936),
+}  # name -> (K, N)
+POOL = 256 << 20  # bytes of weights that one cell walks through
+READ = 64 << 20  # bytes of one measurement of the read ceiling
+FMA_BATCHES = 200
+PLATFORM = CPUPlatform()
+
+
+@dataclass
+class Times:
+    """Seconds of single calls."""
+
+    values: list[float] = field(default_factory=list)
+
+    def add(self, call: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        call()
+        self.values.append(time.perf_counter() - start)
+
+    @property
+    def best(self) -> float:
+        return min(self.values)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+class Ceilings:
+    """Read bandwidth and multiply-add rate, measured again whenever asked."""
+
+    def __init__(self) -> None:
+        self.buffer = PLATFORM.empty(TensorSpec((8 * READ,), dt.uint8))
+        self.buffer.numpy()[...] = 1
+        self.sums = from_numpy(np.zeros(16, np.int32))
+        self.lanes = np.zeros(1, np.int32)
+        self.turn = 0
+
+    def read(self, times: Times) -> None:
+        self.turn = (self.turn + 1) % 8
+        part = self.buffer.slice(self.turn * READ, (self.turn + 1) * READ)
+        times.add(lambda: library.ceiling_read(part, self.sums))
+
+    def fma(self, times: Times) -> None:
+        times.add(lambda: library.ceiling_fma(FMA_BATCHES, from_numpy(self.lanes)))
+
+    @property
+    def fma_flops(self) -> int:
+        return 2 * 12 * 1024 * FMA_BATCHES * int(self.lanes[0])
+
+
+@dataclass
+class Row:
+    """One cell of the table; times in microseconds, rates in GB/s and GFLOP/s."""
+
+    shape: str
+    rows: int
+    dtype: str
+    ours_us: float
+    ours_median_us: float
+    torch_us: float
+    torch_median_us: float
+    read_ceiling: float
+    fma_ceiling: float
+    gigabytes_s: float
+    gigaflops: float
+    share: float
+
+
+def weights(shape: str, kind: dt.DType) -> list[Tensor]:
+    """Enough copies of one random weight [N, K] to fill the pool, each in memory of its own."""
+    depth, columns = SHAPES[shape]
+    spec = TensorSpec((columns, depth), kind)
+    values = np.random.default_rng(0).standard_normal(spec.shape, np.float32) / np.float32(depth**0.5)
+    source = from_numpy(values.astype(kind.numpy()))
+    copies = []
+    for _ in range(max(1, -(-POOL // spec.nbytes))):
+        copies.append(PLATFORM.empty(spec))
+        copies[-1].copy_from(source)
+    return copies
+
+
+def ours(plain: list[Tensor], rows: int) -> Iterator[Callable[[], object]]:
+    """Calls that walk through the packed copies; float32 activations, as the engine runs."""
+    depth, columns = plain[0].shape[1], plain[0].shape[0]
+    x = from_numpy(np.random.default_rng(1).standard_normal((rows, depth), np.float32))
+    out = from_numpy(np.empty((rows, columns), np.float32))
+    packed = []
+    for one in plain:
+        packed.append(PLATFORM.empty(packed_spec(one.spec)))
+        library.pack_linear_weight(one, packed[-1])
+    kernel = library.linear_packed
+    while True:
+        for one in packed:
+            yield lambda w=one: kernel(x, w, None, out)
+
+
+def theirs(plain: list[Tensor], rows: int) -> Iterator[Callable[[], object]]:
+    """torch's F.linear over the plain copies, activations of the weights' type."""
+    import torch
+
+    torch.set_num_threads(library.thread_count())
+    tensors = [torch.from_dlpack(one) for one in plain]
+    x = torch.randn(rows, tensors[0].shape[1]).to(tensors[0].dtype)
+    while True:
+        for one in tensors:
+            yield lambda w=one: torch.nn.functional.linear(x, w)
+
+
+def measure(args: argparse.Namespace, ceilings: Ceilings, plain: list[Tensor], rows: int) -> list[Times]:
+    """[ours, torch, read, fma]: alternating calls until the time is up, three rounds at least."""
+    mine, other = ours(plain, rows), None if args.no_torch else theirs(plain, rows)
+    times = [Times(), Times(), Times(), Times()]
+    for one in (next(mine), *([next(other)] if other else [])):
+        one()
+    stop = time.perf_counter() + args.seconds
+    while time.perf_counter() < stop or len(times[0].values) < 3:
+        times[0].add(next(mine))
+        if other:
+            times[1].add(next(other))
+        if len(times[0].values) % 4 == 1:
+            ceilings.read(times[2])
+            ceilings.fma(times[3])
+    return times
+
+
+def cell(args: argparse.Namespace, ceilings: Ceilings, shape: str, plain: list[Tensor], rows: int) -> Row:
+    mine, other, read, fma = measure(args, ceilings, plain, rows)
+    flops, size = 2 * rows * plain[0].numel, plain[0].nbytes
+    limit = max(size * read.best / READ, flops * fma.best / ceilings.fma_flops)
+    return Row(
+        shape,
+        rows,
+        plain[0].dtype.name,
+        ours_us=mine.best * 1e6,
+        ours_median_us=mine.median * 1e6,
+        torch_us=other.best * 1e6 if other.values else 0.0,
+        torch_median_us=other.median * 1e6 if other.values else 0.0,
+        read_ceiling=READ / read.best / 1e9,
+        fma_ceiling=ceilings.fma_flops / fma.best / 1e9,
+        gigabytes_s=size / mine.best / 1e9,
+        gigaflops=flops / mine.best / 1e9,
+        share=limit / mine.best,
+    )
+
+
+def show(row: Row) -> None:
+    print(
+        f"{row.shape:8} {row.rows:4} {row.dtype:9} {row.ours_us:10.0f} ({row.ours_median_us:8.0f})"
+        f" {row.torch_us:10.0f} ({row.torch_median_us:8.0f}) {row.torch_us / row.ours_us:6.2f}"
+        f" {row.gigabytes_s:6.1f}/{row.read_ceiling:5.1f} {row.gigaflops:6.0f}/{row.fma_ceiling:5.0f}"
+        f" {row.share:6.0%}",
+        flush=True,
+    )
+
+
+def facts(args: argparse.Namespace) -> dict[str, Any]:
+    versions = {"python": machine.python_version(), "numpy": np.__version__}
+    if not args.no_torch:
+        import torch
+
+        versions["torch"] = torch.__version__
+    return {
+        "processor": processor_name(),
+        "threads": library.thread_count(),
+        "level": PLATFORM.open(0).arch,
+        "system": machine.platform(),
+        "versions": versions,
+        "seconds_per_cell": args.seconds,
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dtypes", default="bfloat16,float16,float32")
+    parser.add_argument("--rows", default="1,4,8,16,64,512")
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--seconds", type=float, default=1.0, help="per cell")
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    ceilings = Ceilings()
+    print(
+        "shape    rows dtype         ours us (  median)   torch us (  median)  ratio   GB/s      GFLOP/s   share"
+    )
+    table = []
+    for name in args.dtypes.split(","):
+        for shape in args.shapes.split(","):
+            plain = weights(shape, dt.dtype(name))
+            for rows in map(int, args.rows.split(",")):
+                table.append(cell(args, ceilings, shape, plain, rows))
+                show(table[-1])
+    if args.out:
+        args.out.write_text(
+            json.dumps({"facts": facts(args), "rows": [asdict(r) for r in table]}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
