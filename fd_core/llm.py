@@ -1,8 +1,8 @@
 """Offline use: prompts in, texts out, with the engine in this process.
 
-    from fd_core.llm import LLM, SamplingParams
-    llm = LLM()                                     # the embedded model
-    print(llm.generate("A decorator is", SamplingParams(max_tokens=20))[0].text)
+from fd_core.llm import LLM, SamplingParams
+llm = LLM()                                     # the embedded model
+print(llm.generate("A decorator is", SamplingParams(max_tokens=20))[0].text)
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ class LLM:
             max_tokens=d.max_tokens,
         )
 
-    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    def _params(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
         if given is None or isinstance(given, SamplingParams):
             return [given or self.default_params()] * count
         if len(given) != count:
@@ -197,7 +199,7 @@ class LLM:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt, add_special_tokens=True)
         if isinstance(prompt, Sequence) and all(isinstance(t, int) for t in prompt):
-            return "", list(prompt)
+            return "", [int(t) for t in prompt]
         raise TypeError(f"prompt: want a text, a list of token ids or a dict, have {type(prompt).__name__}")
 
     def _submit(self, live: list[_Live]) -> None:

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=None)
     parser.add_argument("--chat", action="store_true", help="use the model's chat template")
     parser.add_argument("--ignore-eos", action="store_true")
-    parser.add_argument("--stats", action="store_true", help="print times and the op ledger to standard error")
+    parser.add_argument(
+        "--stats", action="store_true", help="print times and the op ledger to standard error"
+    )
     add_engine_options(parser)
 
 
@@ -59,5 +61,7 @@ def _params(args: argparse.Namespace, llm: Any) -> Any:
 
 def _report(llm: Any, count: int) -> None:
     stats = llm.engine.stats()
-    sys.stderr.write(f"{count} tokens, {stats.steps} steps, last step {stats.last_step_seconds * 1e3:.2f} ms\n")
+    sys.stderr.write(
+        f"{count} tokens, {stats.steps} steps, last step {stats.last_step_seconds * 1e3:.2f} ms\n"
+    )
     sys.stderr.write(f"{llm.built.session.ledger}\n")

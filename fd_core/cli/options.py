@@ -17,15 +17,23 @@ def size(text: str) -> int:
     try:
         return int(float(digits.rstrip("kmg")) * factor)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"want a number of bytes such as 512M or 4G, have {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"want a number of bytes such as 512M or 4G, have {text!r}"
+        ) from None
 
 
 #: flag -> (field, argparse settings). Spellings follow the field's servers.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--platform": ("platform", {"help": "platform to run on (default: the best one found)"}),
     "--device": ("device_index", {"type": int, "help": "index of the device"}),
-    "--dtype": ("dtype", {"choices": ["auto", "bfloat16", "float16", "float32"], "help": "type of the weights"}),
-    "--load-format": ("load_format", {"choices": ["auto", "safetensors", "dummy"], "help": "dummy: random weights"}),
+    "--dtype": (
+        "dtype",
+        {"choices": ["auto", "bfloat16", "float16", "float32"], "help": "type of the weights"},
+    ),
+    "--load-format": (
+        "load_format",
+        {"choices": ["auto", "safetensors", "dummy"], "help": "dummy: random weights"},
+    ),
     "--quantization": ("quantization", {"help": "quantisation method"}),
     "--kv-cache-dtype": ("kv_cache_dtype", {"choices": ["auto", "bfloat16", "float16", "float32"]}),
     "--attention-backend": ("attention_backend", {"help": "attention backend by name"}),
@@ -34,7 +42,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--max-num-seqs": ("max_num_seqs", {"type": int, "help": "sequences of a step"}),
     "--max-num-batched-tokens": ("max_num_batched_tokens", {"type": int, "help": "tokens of a step"}),
     "--kv-cache-memory": ("kv_cache_memory", {"type": size, "help": "bytes of KV cache, for example 2G"}),
-    "--gpu-memory-utilization": ("memory_utilization", {"type": float, "help": "share of the memory to use"}),
+    "--gpu-memory-utilization": (
+        "memory_utilization",
+        {"type": float, "help": "share of the memory to use"},
+    ),
     "--swap-space": ("swap_space", {"type": size, "help": "host bytes for preempted requests"}),
     "--seed": ("seed", {"type": int, "help": "seed of requests that bring none"}),
     "--max-logprobs": ("max_logprobs", {"type": int, "help": "most alternatives a request may ask for"}),

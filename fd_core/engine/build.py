@@ -70,7 +70,9 @@ def build_model(config: EngineConfig, session: Session, progress: Progress = log
     context = model_context(config, session, parsed)
     model = resolve(parsed.architectures, plugin_host().models())(parsed, context)
     progress(f"loading {folder.name} ({parsed.architectures[0]}, {context.dtype})")
-    source = open_source(folder, config.load_format, config_layout=parsed.weight_layout, seed=config.seed or 0)
+    source = open_source(
+        folder, config.load_format, config_layout=parsed.weight_layout, seed=config.seed or 0
+    )
     model.load_weights(source, progress=None if config.show_progress else False)
     return model
 
@@ -114,7 +116,9 @@ def plan_memory(config: EngineConfig, session: Session, model: CausalLM) -> tupl
             f"for {blocks * block_bytes}; lower max_model_len to {max(0, blocks * config.block_size)} or less, or "
             "raise kv_cache_memory"
         )
-    log.warning("context cut from %d to %d tokens: the KV cache holds no more", length, blocks * config.block_size)
+    log.warning(
+        "context cut from %d to %d tokens: the KV cache holds no more", length, blocks * config.block_size
+    )
     return blocks * config.block_size, blocks
 
 
@@ -171,7 +175,11 @@ def assemble(config: EngineConfig, session: Session, model: CausalLM, length: in
 
 def _guided(config: EngineConfig, model: CausalLM) -> GuidedCompiler | None:
     file = model_folder(config) / "tokenizer.json"
-    return GuidedCompiler(file, model.config.vocab_size, model.config.eos_token_ids) if file.is_file() else None
+    return (
+        GuidedCompiler(file, model.config.vocab_size, model.config.eos_token_ids)
+        if file.is_file()
+        else None
+    )
 
 
 def describe(config: EngineConfig, session: Session, model: CausalLM, length: int) -> ModelInfo:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from fd_core.api.tensor import Tensor
 from fd_core.engine.kv_manager import KVManager
 from fd_core.engine.kv_pools import KVPools
 from fd_core.engine.request import EngineRequest, SamplingParams
@@ -32,6 +33,7 @@ class DummyReport:
     tokens: int
     wall_time: float
     per_phase_time: dict[str, float] = field(default_factory=dict)
+    per_phase_tokens: dict[str, int] = field(default_factory=dict)
     peak_memory: int = 0
     finite_logits: bool = True
 
@@ -66,12 +68,14 @@ class DummyRunner:
         runner, scheduler = self._private(seqs)
         times = {"prefill": 0.0, "decode": 0.0}
         tokens = {"prefill": 0, "decode": 0}
-        finite, started = True, time.perf_counter()
+        finite: list[bool] = []
+        runner.on_logits = lambda logits: finite.append(self._finite(logits))
+        started = time.perf_counter()
         while any(seq.finish is None for seq in seqs):
             plan = scheduler.schedule()
             phase = "decode" if all(item.seq.in_decode for item in plan.items) else "prefill"
             begun = time.perf_counter()
-            finite &= self._step(runner, scheduler, plan)
+            self._step(runner, scheduler, plan)
             times[phase] += time.perf_counter() - begun
             tokens[phase] += plan.num_tokens
         counted = [mode] if mode == "decode" else list(tokens)
@@ -79,8 +83,9 @@ class DummyRunner:
             tokens=sum(tokens[phase] for phase in counted),
             wall_time=time.perf_counter() - started,
             per_phase_time=times,
+            per_phase_tokens=tokens,
             peak_memory=self._peak(),
-            finite_logits=finite,
+            finite_logits=all(finite),
         )
 
     def _lengths(self, batch_size: int, prompt_len: int | list[int], decode_len: int) -> list[int]:
@@ -138,7 +143,7 @@ class DummyRunner:
             scheduler.add([seq])
         return runner, scheduler
 
-    def _step(self, runner: ModelRunner, scheduler: Scheduler, plan: StepPlan) -> bool:
+    def _step(self, runner: ModelRunner, scheduler: Scheduler, plan: StepPlan) -> None:
         result = runner.execute(plan)
         scheduler.advance(plan)
         for seq, token, _ in result.sampled:
@@ -147,7 +152,9 @@ class DummyRunner:
             if seq.finish is not None:
                 scheduler.remove(seq)
                 runner.release(seq)
-        return runner.last_logits_finite()
+
+    def _finite(self, logits: Tensor) -> bool:
+        return bool(np.isfinite(self.model.context.platform.to_host(logits).sum()))
 
     def _peak(self) -> int:
         device = self.model.context.device

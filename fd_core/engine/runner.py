@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +42,7 @@ class ModelRunner:
         self.ops = context.ops
         self.platform = context.platform
         self.max_num_seqs = max_num_seqs
+        self.on_logits: Callable[[Tensor], None] | None = None  # sees logits before they are sampled from
         width = -(-max_model_len // block_size)
         self.slots = Slots(max_num_seqs, max_model_len, width)
         self.inputs = InputBuilder(context.platform, self.slots, block_size, max_num_seqs, max_num_tokens)
@@ -61,6 +63,8 @@ class ModelRunner:
     def append(self, seq: Sequence, token: int) -> None:
         """`token` was appended to `seq`; the next step reads it from the slot."""
         self.slots.append(seq, token)
+        if seq.sampler_row is not None:
+            seq.sampler_row.generated_ids.append(token)
 
     def release(self, seq: Sequence) -> None:
         """`seq` runs no more (for now): its slot is free."""
@@ -78,6 +82,8 @@ class ModelRunner:
         if not seqs:
             return StepResult()
         logits = self.model.compute_logits(hidden, indices)
+        if self.on_logits is not None:
+            self.on_logits(logits)
         result = self.sampler.sample(logits, [sampler_row(seq) for seq in seqs])
         return StepResult(list(zip(seqs, result.token_ids, result.logprobs, strict=True)))
 

@@ -1,0 +1,180 @@
+"""Whole engines on one model: prefill and decode, ours and peers alternately, with the machine's ceilings.
+
+    python benchmarks/make_model.py --out /tmp/bench/qwen3-0.6b --gguf
+    python benchmarks/bench_engine.py /tmp/bench/qwen3-0.6b \\
+        [--peer-python /path/to/venv/bin/python]      # where llama-cpp-python is installed
+        [--torch float32] [--rounds 5] [--cells prefill512,decode1,...] [--out results.json]
+
+Each engine is a process that loads the model once; in every round each of them runs the cell once, in
+turn, with the ceilings measured in between. Reported: medians over rounds, the ratio to the best peer
+of the same rounds, and the share of the limit (bytes over bandwidth, operations over peak).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ceilings import Ceilings, machine_facts
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: `job` for the workers, `tokens` it yields."""
+
+    job: dict[str, Any]
+    tokens: int
+
+
+CELLS = {
+    "decode1": Cell({"job": "decode", "batch": 1, "context": 128, "steps": 16}, 16),
+    "decode8": Cell({"job": "decode", "batch": 8, "context": 128, "steps": 8}, 64),
+    "prefill512": Cell({"job": "prefill", "tokens": 512}, 512),
+    "decode1at4096": Cell({"job": "decode", "batch": 1, "context": 4096, "steps": 8}, 8),
+}
+
+
+class Peer:
+    """A worker process; see benchmarks/workers."""
+
+    def __init__(self, command: list[str], env: dict[str, str] | None = None) -> None:
+
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        started = time.perf_counter()
+        self.about = self._answer()
+        self.about["load_seconds"] = round(time.perf_counter() - started, 2)
+        self.name = f"{self.about['peer']} {self.about['precision']}"
+
+    def run(self, job: dict[str, Any]) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"worker {self.process.args} ended with status {self.process.wait()}")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(20)
+
+
+def limit_seconds(
+    job: dict[str, Any], config: dict[str, Any], read: float, fma: float, width: int
+) -> float:
+    """The least time the machine needs: weights and cache over bandwidth, or operations over peak."""
+    h, ffn, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    layers, heads, kv = (
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+    )
+    body = layers * (h * dim * (heads + 2 * kv) + heads * dim * h + 3 * h * ffn)
+    head = config["vocab_size"] * h
+    if job["job"] == "prefill":
+        n = job["tokens"]
+        flops = 2 * body * n + 2 * head + layers * heads * dim * 2 * n * n
+        return max(flops / fma, (body + head) * width / read)
+    batch, context = job["batch"], job["context"]
+    cache = batch * context * layers * 2 * kv * dim * width
+    flops = batch * (2 * (body + head) + layers * heads * dim * 4 * context)
+    return job["steps"] * max(((body + head) * width + cache) / read, flops / fma)
+
+
+def measure(peers: list[Peer], cell: Cell, rounds: int, ceilings: Ceilings) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    for peer in peers:
+        peer.run(cell.job)
+    for _ in range(rounds):
+        for peer in peers:
+            times[peer.name].append(peer.run(cell.job))
+            ceilings.measure()
+    return times
+
+
+def row(
+    name: str, cell: Cell, times: dict[str, list[float]], config: dict[str, Any], ceilings: Ceilings
+) -> dict[str, Any]:
+    ours = next(iter(times))
+    medians = {peer: cell.tokens / statistics.median(values) for peer, values in times.items()}
+    others = [rate for peer, rate in medians.items() if peer != ours]
+    width = 4 if ours.endswith("float32") else 2
+    limit = cell.tokens / limit_seconds(cell.job, config, ceilings.read, ceilings.fma, width)
+    return {
+        "cell": name,
+        "tokens_per_second": {peer: round(rate, 2) for peer, rate in medians.items()},
+        "spread": {
+            p: [round(cell.tokens / max(v), 2), round(cell.tokens / min(v), 2)] for p, v in times.items()
+        },
+        "ratio_to_best_peer": round(medians[ours] / max(others), 3) if others else None,
+        "limit_tokens_per_second": round(limit, 2),
+        "share_of_limit": round(medians[ours] / limit, 3),
+        "read_gb_s": round(ceilings.read / 1e9, 1),
+        "fma_gflop_s": round(ceilings.fma / 1e9, 1),
+    }
+
+
+def start(args: argparse.Namespace) -> list[Peer]:
+    folder = args.model.resolve()
+    peers = [Peer([sys.executable, "-m", "workers.fd", str(folder)], {"FD_BENCH_DTYPE": args.dtype})]
+    if args.peer_python:
+        peers.append(Peer([args.peer_python, "-m", "workers.llamacpp", str(folder / "model-f16.gguf")]))
+    for precision in args.torch:
+        command = [sys.executable, "-m", "workers.transformers_torch", str(folder)]
+        peers.append(Peer(command, {"FD_BENCH_DTYPE": precision}))
+    return peers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="engines side by side")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--dtype", default="auto", help="ours: auto (bfloat16), float16 or float32")
+    parser.add_argument("--peer-python", default="")
+    parser.add_argument("--torch", nargs="*", default=[], help="precisions to run transformers in")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cells", default=",".join(CELLS))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    config = json.loads((args.model / "config.json").read_text())
+    ceilings = Ceilings()
+    peers = start(args)
+    rows = []
+    try:
+        for name in args.cells.split(","):
+            ceilings.reset()
+            times = measure(peers, CELLS[name], args.rounds, ceilings)
+            rows.append(row(name, CELLS[name], times, config, ceilings))
+            print(json.dumps(rows[-1]), flush=True)
+    finally:
+        for peer in peers:
+            peer.close()
+    result = {"machine": machine_facts(), "python": platform.python_version(), "rounds": args.rounds}
+    result |= {"peers": [peer.about for peer in peers], "rows": rows}
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
