@@ -16,17 +16,19 @@ TOLERANCE = Tolerance(
 )
 
 
-def _case(tokens: int, hidden: int, bench: bool = False) -> Case:
+def _case(tokens: int, hidden: int, bench: bool = False, wide_weight: bool = False) -> Case:
     def args(rng: np.random.Generator, dtype: np.dtype[Any]) -> dict[str, Any]:
         x = rng.standard_normal((tokens, hidden)).astype(dtype)
-        weight = rng.uniform(0.5, 1.5, hidden).astype(dtype)
+        weight = rng.uniform(0.5, 1.5, hidden).astype(np.float32 if wide_weight else dtype)
         return {"x": x, "weight": weight, "eps": 1e-6}
 
-    return Case(f"{tokens}x{hidden}", args, FLOATS, bench, bytes=2 * 4 * tokens * hidden)
+    name = f"{tokens}x{hidden}" + ("-float32-weight" if wide_weight else "")
+    return Case(name, args, FLOATS, bench, bytes=2 * 4 * tokens * hidden)
 
 
 CASES = [_case(0, 64), _case(1, 1), _case(3, 7), _case(17, 100), _case(4, 1024), _case(2, 4096)]
-CASES += [_case(1, 1024, bench=True), _case(512, 1024, bench=True)]
+CASES += [_case(5, 200, wide_weight=True)]
+CASES += [_case(1, 1024, bench=True), _case(512, 1024, bench=True), _case(64, 8192, bench=True)]
 
 
 @op(
@@ -39,8 +41,9 @@ CASES += [_case(1, 1024, bench=True), _case(512, 1024, bench=True)]
 def rms_norm(x: In, weight: In, eps: float, out: Out) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight, per row, in float32 with one rounding at the end.
 
-    x [tokens, hidden] float32 | bfloat16 | float16; weight [hidden] of x's type; out like x, may be
-    x itself. `eps` >= 0. Source: Zhang and Sennrich 2019; specification ops-quant-moe §9.
+    x [tokens, hidden] float32 | bfloat16 | float16; weight [hidden] of x's type or float32; out like
+    x, may be x itself. Rows of x and out may be strided (column slices of a wider buffer). `eps` >= 0.
+    Source: Zhang and Sennrich 2019; specification ops-quant-moe §9.
     """
     wide = x.astype(np.float32)
     scale = 1.0 / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + np.float32(eps))

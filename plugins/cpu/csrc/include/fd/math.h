@@ -86,11 +86,12 @@ inline F silu_of(F x) {
   return x / (1.0f + exp_of(-x));
 }
 
+// (1 + tanh(u)) / 2 == sigmoid(2u), which does not cancel for negative u.
 template <typename F>
 inline F gelu_tanh_of(F x) {
   const F cube = x * x * x;
-  const F inner = (cube * 0.044715f + x) * 0.7978845608028654f;
-  return 0.5f * x * (1.0f + tanh_of(inner));
+  const F u = (cube * 0.044715f + x) * 0.7978845608028654f;
+  return x / (1.0f + exp_of(-2.0f * u));
 }
 
 }  // namespace detail

@@ -1,0 +1,39 @@
+// Index vectors and per-slot length vectors, checked before use.
+#pragma once
+#include "fd/check.h"
+
+namespace fd {
+
+// A contiguous vector of int32 or int64 indices.
+struct Ids {
+  const int32_t* narrow = nullptr;
+  const int64_t* wide = nullptr;
+  int64_t count = 0;
+
+  int64_t operator[](int64_t i) const { return wide != nullptr ? wide[i] : narrow[i]; }
+};
+
+inline Ids ids_of(const char* op, const char* arg, const Tensor& t) {
+  Check{op, arg, t}.contiguous();
+  if (is<int32_t>(t)) return {t.data<int32_t>(), nullptr, t.numel()};
+  if (is<int64_t>(t)) return {nullptr, t.data<int64_t>(), t.numel()};
+  fail("TypeError", op, ".", arg, ": want dtype int32 or int64, have ", dtype_text(t));
+}
+
+// Every index in [low, high); ValueError names the first one outside and its position.
+inline const Ids& check_range(const char* op, const char* arg, const Ids& ids, int64_t low,
+                              int64_t high) {
+  for (int64_t i = 0; i < ids.count; ++i)
+    if (ids[i] < low || ids[i] >= high)
+      fail("ValueError", op, ".", arg, ": want indices in [", low, ", ", high, "), have ", ids[i],
+           " at position ", i);
+  return ids;
+}
+
+// A length vector of `slots` int32 elements, [slots] or [slots, 1].
+inline const int32_t* lens_of(const char* op, const char* arg, const Tensor& t, int64_t slots) {
+  Check{op, arg, t}.dtype<int32_t>("int32").numel(slots).contiguous();
+  return t.data<int32_t>();
+}
+
+}  // namespace fd

@@ -1,0 +1,38 @@
+#include "fd/math.h"
+#include "fd/rowwise.h"
+
+namespace fd {
+namespace {
+
+struct SiluMul {
+  vf operator()(vf gate, vf up) const { return vsilu(gate) * up; }
+};
+
+void two_inputs(const Tensor& x, const Tensor& y, const Tensor& out) {
+  Check{"swiglu", "y", y}.same_shape(x).same_dtype(x);
+  Check{"swiglu", "out", out}.same_shape(x).same_dtype(x);
+  const Rows a = rows_of("swiglu", "x", x), b = rows_of("swiglu", "y", y);
+  const Rows to = rows_of("swiglu", "out", out);
+  dispatch_float("swiglu", "x", x, [&](auto tag) {
+    using T = decltype(tag);
+    const T *px = x.data<T>(), *py = y.data<T>();
+    T* po = out.data<T>();
+    parallel_for(a.count, row_grain(a.width), [=](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        zip_row(px + r * a.stride, py + r * b.stride, a.width, po + r * to.stride, SiluMul{});
+    });
+  });
+}
+
+}  // namespace
+
+void swiglu(Tensor x, OptTensor y, Tensor out) {
+  if (y)
+    two_inputs(x, y, out);
+  else
+    halves_op("swiglu", x, out, SiluMul{});
+}
+
+FD_EXPORT(swiglu)
+
+}  // namespace fd
