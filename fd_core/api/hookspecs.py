@@ -51,6 +51,15 @@ def fd_doctor(device: DeviceInfo) -> list[tuple[str, Verdict]]:
 
 
 @hookspec
+def fd_stamp() -> dict[str, Any] | None:
+    """Load the binary and return what it exports of its build; compared with the manifest's `stamp`.
+
+    None: nothing to compare (a library that a developer put in its place).
+    """
+    return None
+
+
+@hookspec
 def fd_models() -> dict[str, str]:
     """Model architectures: name in `config.json` -> "module:class"."""
     return {}

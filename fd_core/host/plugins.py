@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import pluggy
-
-from fd_core.api import hookspecs
+from fd_core import __version__, environ
+from fd_core.api.kernel import Kernel
 from fd_core.api.verdict import YES, ReasonCode, Verdict
-from fd_core.host.find import Found, filtered, installed
+from fd_core.host import probe as probing
+from fd_core.host.check import check, locate
+from fd_core.host.errors import PlatformError
+from fd_core.host.find import Found, filtered, installed, unknown_names
 from fd_core.host.ledger import Origin
+from fd_core.host.probe import Probed, ProbeResult
+from fd_core.host.probe_cache import ProbeCache, cache_folder, key
 from fd_core.host.reference import ReferencePlatform
+from fd_core.host.register import ask, check_platforms, load, new_manager
 from fd_core.host.select import PlatformFact
 
 if TYPE_CHECKING:
@@ -22,101 +29,219 @@ if TYPE_CHECKING:
 
     from fd_core.api.attention import AttentionBackend
     from fd_core.api.device import DeviceInfo
-    from fd_core.api.kernel import Kernel
+    from fd_core.api.manifest import Manifest
     from fd_core.api.platform import Platform
     from fd_core.api.quant import QuantMethod
+
+_log = logging.getLogger("fd.plugins")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the load sequence: find, manifest, probe, import, binary, or a hook's name."""
+
+    name: str
+    verdict: Verdict
+    seconds: float = 0.0
 
 
 @dataclass
 class Plugin:
-    """One plug-in on its way through the load sequence. `steps`: (step, verdict) in order."""
+    """One plug-in on its way through the load sequence."""
 
     found: Found
-    steps: list[tuple[str, Verdict]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    manifest: Manifest | None = None
+    probe: ProbeResult = field(default_factory=ProbeResult)
     module: ModuleType | None = None
 
     @property
-    def ok(self) -> bool:
-        return self.module is not None and self.verdict.ok
+    def verdict(self) -> Verdict:
+        return Verdict.all(step.verdict for step in self.steps)
 
     @property
-    def verdict(self) -> Verdict:
-        return Verdict.all(verdict for _, verdict in self.steps)
+    def loaded(self) -> bool:
+        return self.module is not None and self.verdict.ok
 
-    def step(self, name: str, verdict: Verdict) -> bool:
-        self.steps.append((name, verdict))
+    def record(self, name: str, verdict: Verdict, started: float | None = None) -> bool:
+        seconds = 0.0 if started is None else time.perf_counter() - started
+        self.steps.append(Step(name, verdict, seconds))
         return verdict.ok
+
+    def facts(self) -> list[PlatformFact]:
+        """Its platforms; when it could not say, those of its manifest, else one of its own name."""
+        provider = f"{self.found.distribution} {self.found.version}"
+        if self.probe.platforms:
+            return [_fact(p, provider, self.verdict) for p in self.probe.platforms]
+        if self.verdict.ok:
+            return []
+        names = (self.manifest and self.manifest.platforms) or (self.found.name,)
+        return [PlatformFact(name, provider, verdict=self.verdict) for name in names]
+
+
+def _fact(p: Probed, provider: str, verdict: Verdict) -> PlatformFact:
+    reasons = dict.fromkeys((*verdict.reasons, *p.verdict.reasons))
+    return PlatformFact(p.name, provider, p.priority, len(p.devices), Verdict(tuple(reasons)))
 
 
 class PluginHost:
     """All plug-ins with their verdicts, and what the usable ones offer."""
 
-    def __init__(self, found: Iterable[Found]) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        self.plugins = [Plugin(one, [("find", one.verdict)]) for one in found]
-        self._origins: dict[str, Origin] = {}
+    def __init__(self, found: Iterable[Found], cache: ProbeCache, inline: bool, timeout: float) -> None:
+        self._manager = new_manager()
+        self._cache = cache
+        self._inline = inline
+        self._timeout = timeout
+        self._platforms: dict[str, type[Platform]] = {ReferencePlatform.name: ReferencePlatform}
+        self._origins = {"oracle": Origin("fd-core", __version__, "numpy")}
+        self.plugins = [Plugin(one, [Step("find", one.verdict)]) for one in found]
         for plugin in self.plugins:
-            if plugin.verdict.ok:
-                self._load(plugin)
+            self._read_manifest(plugin)
+        for plugin in self.plugins:
+            if plugin.verdict.ok and self._probe(plugin) and self._import(plugin):
+                self._compare_stamp(plugin)
 
-    def _load(self, plugin: Plugin) -> None:
-        try:
-            module = importlib.import_module(plugin.found.module)
-            self._manager.register(module, plugin.found.name)
-            self._manager.check_pending()
-        except Exception as error:
-            have = f"{type(error).__name__}: {error}"
-            plugin.step("import", Verdict.no(ReasonCode.IMPORT, str(plugin.found), "to import", have))
-            self._manager.unregister(name=plugin.found.name)
-            return
+    # -- steps 2 to 5 --------------------------------------------------------------------------------
+
+    def _read_manifest(self, plugin: Plugin) -> None:
+        """Blocked plug-ins too: it imports nothing, and their environment variables are known."""
+        started = time.perf_counter()
+        plugin.manifest, verdict = check(plugin.found)
+        plugin.record("manifest", verdict, started)
+        if plugin.manifest is not None:
+            owner = plugin.found.distribution
+            rows = (row.model_dump() for row in plugin.manifest.environment)
+            environ.registry.declare(environ.Variable(**row, owner=owner) for row in rows)
+
+    def _probe(self, plugin: Plugin) -> bool:
+        started = time.perf_counter()
+        plugin.probe = self._probe_result(plugin)
+        verdict = plugin.probe.verdict
+        if plugin.probe.platforms and not plugin.probe.usable:
+            verdict &= Verdict.all(p.verdict for p in plugin.probe.platforms)
+        return plugin.record("probe", verdict, started)
+
+    def _probe_result(self, plugin: Plugin) -> ProbeResult:
+        folder = locate(plugin.found)
+        assert not isinstance(folder, Verdict)  # the manifest was read from it
+        if self._inline:
+            return probing.probe_here(plugin.found)
+        names = [row.name for row in plugin.manifest.environment] if plugin.manifest else []
+        name = key(plugin.found, folder, names)
+        remembered = self._cache.get(name)
+        if remembered is not None:
+            return remembered
+        result = probing.probe_in_subprocess(plugin.found, self._timeout)
+        self._cache.put(name, result)
+        return result
+
+    def _import(self, plugin: Plugin) -> bool:
+        started = time.perf_counter()
+        module, verdict = load(self._manager, plugin.found)
+        if module is not None:
+            classes, refused = ask(self._manager, plugin.found, module, "fd_platforms")
+            verdict = refused & check_platforms(plugin.found, classes or [])
+            if verdict.ok:
+                self._platforms.update({cls.name: cls for cls in classes or []})
         plugin.module = module
-        plugin.step("import", YES)
+        return plugin.record("import", verdict, started)
 
-    def _ask(self, plugin: Plugin, hook: str, **facts: Any) -> Any:
-        """What one plug-in's hook returns, [] when it has none."""
-        others = [p.module for p in self.plugins if p.ok and p is not plugin]
-        answers = self._manager.subset_hook_caller(hook, others)(**facts)
-        return answers[0] if answers else []
+    def _compare_stamp(self, plugin: Plugin) -> bool:
+        wanted = plugin.manifest.stamp if plugin.manifest else {}
+        if not wanted or plugin.module is None:
+            return plugin.record("binary", YES)
+        started = time.perf_counter()
+        stamp, verdict = ask(self._manager, plugin.found, plugin.module, "fd_stamp")
+        if verdict.ok and stamp is not None:
+            verdict = same_stamp(plugin.found, wanted, stamp)
+        return plugin.record("binary", verdict, started)
 
-    def _collect(self, hook: str, **facts: Any) -> list[Any]:
-        return [item for p in self.plugins if p.ok for item in self._ask(p, hook, **facts)]
+    # -- step 6 --------------------------------------------------------------------------------------
 
-    def platforms(self) -> dict[str, type[Platform]]:
-        found = {cls.name: cls for cls in self._collect("fd_platforms")}
-        return {ReferencePlatform.name: ReferencePlatform, **found}
-
-    def platform_class(self, name: str) -> type[Platform]:
-        return self.platforms()[name]
-
-    def facts(self) -> list[PlatformFact]:
-        return [_fact(cls) for cls in self.platforms().values()]
+    def _collect(self, hook: str, kind: type, **facts: Any) -> Iterator[tuple[Plugin, Any]]:
+        """Every item that the loaded plug-ins' hooks return, each an instance or subclass of `kind`."""
+        for plugin in self.plugins:
+            if not plugin.loaded or plugin.module is None:
+                continue
+            items, verdict = ask(self._manager, plugin.found, plugin.module, hook, **facts)
+            items = [] if items is None else items
+            verdict &= Verdict.all(_check_item(plugin.found, hook, kind, item) for item in items)
+            if plugin.record(hook, verdict):
+                yield from ((plugin, item) for item in items)
+            else:
+                _log.warning("%s", verdict)
 
     def kernels(self, device: DeviceInfo) -> list[Kernel]:
-        return self._collect("fd_kernels", device=device)
+        found = list(self._collect("fd_kernels", Kernel, device=device))
+        for plugin, kernel in found:
+            origin = Origin(plugin.found.distribution, plugin.found.version, device.arch)
+            self._origins[kernel.provider] = origin
+        return [kernel for _, kernel in found]
 
     def attention_backends(self, device: DeviceInfo) -> list[type[AttentionBackend]]:
-        """Best first; core's own, built on ops, is last."""
+        """Best first; core's own, built on ops, has priority 0."""
+        from fd_core.api.attention import AttentionBackend
+
         own = _optional("fd_core.layers.attention_backend", "PagedAttention")
-        found = [*self._collect("fd_attention_backends", device=device), *own]
-        return sorted(found, key=lambda cls: (-cls.priority, cls.name))
+        found = [cls for _, cls in self._collect("fd_attention_backends", AttentionBackend, device=device)]
+        return sorted([*own, *found], key=lambda cls: (-cls.priority, cls.name))
 
     def quant_methods(self, device: DeviceInfo) -> dict[str, type[QuantMethod]]:
         """By name; where two share one, the higher priority wins."""
+        from fd_core.api.quant import QuantMethod
+
         own = _optional("fd_core.quantization.unquantized", "Unquantized")
-        found = [*own, *self._collect("fd_quant_methods", device=device)]
-        return {cls.name: cls for cls in sorted(found, key=lambda cls: cls.priority)}
+        found = [cls for _, cls in self._collect("fd_quant_methods", QuantMethod, device=device)]
+        return {cls.name: cls for cls in sorted([*own, *found], key=lambda cls: cls.priority)}
+
+    def checks(self, device: DeviceInfo) -> list[tuple[Plugin, str, Verdict]]:
+        """The plug-ins' own checks, for `fd doctor`."""
+        return [(p, *row) for p, row in self._collect("fd_doctor", tuple, device=device)]
+
+    def extensions(self, hook: str) -> dict[str, Any]:
+        """The merged answers of a software hook: fd_models, fd_reasoning_parsers, fd_tool_parsers."""
+        merged: dict[str, Any] = {}
+        for plugin in self.plugins:
+            if plugin.loaded and plugin.module is not None:
+                answer, verdict = ask(self._manager, plugin.found, plugin.module, hook)
+                plugin.record(hook, verdict)
+                merged.update(answer or {})
+        return merged
+
+    # -- platforms -----------------------------------------------------------------------------------
+
+    def facts(self) -> list[PlatformFact]:
+        """Every platform on offer, core's own included."""
+        own = PlatformFact(ReferencePlatform.name, "fd-core", ReferencePlatform.priority, 1)
+        return [own, *(fact for plugin in self.plugins for fact in plugin.facts())]
+
+    def platform_class(self, name: str) -> type[Platform]:
+        return self._platforms[name]
 
     def origins(self) -> dict[str, Origin]:
         return self._origins
 
 
-def _fact(cls: type[Platform]) -> PlatformFact:
-    report = cls.probe()
-    return PlatformFact(cls.name, cls.__module__, cls.priority, len(report.devices), report.verdict)
+def _check_item(found: Found, hook: str, kind: type, item: Any) -> Verdict:
+    right = issubclass(item, kind) if isinstance(item, type) else isinstance(item, kind)
+    if right:
+        return YES
+    fix = f"report it to the authors of {found.distribution}"
+    return Verdict.no(ReasonCode.REGISTER, f"{hook} of {found}", f"a {kind.__name__}", repr(item), fix)
+
+
+def same_stamp(found: Found, manifest: dict[str, Any], binary: dict[str, Any]) -> Verdict:
+    """The manifest and the loaded binary must come from one build."""
+    names = sorted({*manifest, *binary})
+    wrong = [name for name in names if manifest.get(name) != binary.get(name)]
+    want = ", ".join(f"{name} {manifest.get(name)}" for name in wrong)
+    have = ", ".join(f"{name} {binary.get(name)}" for name in wrong)
+    fix = f"files of two builds are mixed: pip install --force-reinstall {found.distribution}"
+    return Verdict.no(ReasonCode.ABI, f"binary of {found}", want, have, fix) if wrong else YES
 
 
 def _optional(module: str, attribute: str) -> list[Any]:
+    """Core's own class, when that module is part of this installation."""
     try:
         return [getattr(importlib.import_module(module), attribute)]
     except ModuleNotFoundError as error:
@@ -127,5 +252,15 @@ def _optional(module: str, attribute: str) -> list[Any]:
 
 @cache
 def plugin_host() -> PluginHost:
-    """This process's plug-ins."""
-    return PluginHost(filtered(installed()))
+    """This process's plug-ins, loaded on first call under the environment's rules."""
+    found = installed()
+    only, block = environ.value("FD_PLUGINS_ONLY"), environ.value("FD_PLUGINS_BLOCK")
+    wrong = unknown_names(found, only, "FD_PLUGINS_ONLY") & unknown_names(found, block, "FD_PLUGINS_BLOCK")
+    if not wrong.ok:
+        raise PlatformError(f"plug-ins: {wrong}", wrong)
+    allowed = filtered(found, only, block, environ.value("FD_SAFE_MODE"))
+    inline, timeout = environ.value("FD_PROBE") == "inline", environ.value("FD_PROBE_TIMEOUT")
+    host = PluginHost(allowed, ProbeCache(cache_folder()), inline, timeout)
+    for message in environ.registry.unknown():
+        _log.warning("%s", message)
+    return host

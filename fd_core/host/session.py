@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fd_core import environ
+from fd_core.api.verdict import ReasonCode, Verdict
+from fd_core.host.errors import PlatformError
 from fd_core.host.freeze import freeze
 from fd_core.host.ledger import Ledger
-from fd_core.host.plugins import plugin_host
+from fd_core.host.plugins import PluginHost, plugin_host
 from fd_core.host.reference import ReferencePlatform
-from fd_core.host.select import choose
+from fd_core.host.register import FAILURES, describe
+from fd_core.host.select import Choice, PlatformFact, choose
 from fd_core.ops.catalogue import catalogue
 
 if TYPE_CHECKING:
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from fd_core.api.platform import Platform
     from fd_core.api.quant import QuantMethod
     from fd_core.host.dispatch import Dispatch
+
+_log = logging.getLogger("fd")
 
 
 @dataclass(frozen=True)
@@ -37,18 +44,61 @@ class Session:
 def open_session(platform: str | None = None, index: int = 0) -> Session:
     """Open device `index` of `platform` (None: `FD_PLATFORM`, else the best that is available).
 
-    Raises PlatformError with the report of every plug-in when the named platform cannot be opened.
+    Raises PlatformError with the report of every plug-in when the platform cannot be opened.
     """
     host = plugin_host()
-    choice = choose(host.facts(), platform or os.environ.get("FD_PLATFORM"))
+    choice = choose(host.facts(), platform or environ.value("FD_PLATFORM"))
+    announce(choice)
     opened = host.platform_class(choice.name)()
-    device = opened.open(index)
-    native = choice.name == ReferencePlatform.name
-    policy = os.environ.get("FD_FALLBACK") or ("error" if choice.named and not native else "warn")
-    kernels = [] if native else host.kernels(device)
-    ops = freeze(catalogue(), kernels, device, policy=policy, oracle_is_native=native)
+    device = _open(opened, index, host.facts())
+    ops = freeze_ops(host, device, choice.name, environ.value("FD_FALLBACK") or default_policy(choice))
     backends, methods = host.attention_backends(device), host.quant_methods(device)
     return Session(opened, device, ops, backends, methods, Ledger(ops, host.origins()))
+
+
+def freeze_ops(host: PluginHost, device: DeviceInfo, platform: str, policy: str) -> Dispatch:
+    """Every op of the catalogue on one device; the reference platform uses the oracles alone."""
+    reference = platform == ReferencePlatform.name
+    kernels = [] if reference else host.kernels(device)
+    prefer = preferences(environ.value("FD_KERNELS"))
+    return freeze(catalogue(), kernels, device, policy=policy, oracle_is_native=reference, prefer=prefer)
+
+
+def default_policy(choice: Choice) -> str:
+    """Who asks for a device by name does not want something else to do its work."""
+    return "error" if choice.named and choice.name != ReferencePlatform.name else "warn"
+
+
+def preferences(rows: Iterable[str]) -> dict[str, str]:
+    """FD_KERNELS: `op=provider` rows as a mapping; PlatformError for an op that does not exist."""
+    pairs = {op.strip(): provider.strip() for op, _, provider in (row.partition("=") for row in rows)}
+    unknown = sorted(set(pairs) - set(catalogue()))
+    if unknown or not all(pairs.values()):
+        have = ", ".join(unknown) or ",".join(rows)
+        verdict = Verdict.no(ReasonCode.POLICY, "FD_KERNELS", "op=provider with ops of the catalogue", have)
+        raise PlatformError(str(verdict), verdict)
+    return pairs
+
+
+def announce(choice: Choice) -> None:
+    """Say why better platforms are not used, and that the reference platform is slow."""
+    for fact in choice.rejected:
+        if not all(reason.code is ReasonCode.DISABLED for reason in fact.verdict.reasons):
+            _log.warning("platform %s (%s) is not used: %s", fact.name, fact.provider, fact.verdict)
+    if choice.name == ReferencePlatform.name and not choice.named:
+        _log.warning("no plug-in brings a device: running on NumPy oracles, slowly; pip install fd-cpu")
+
+
+def _open(platform: Platform, index: int, facts: Iterable[PlatformFact]) -> DeviceInfo:
+    try:
+        return platform.open(index)
+    except FAILURES as error:
+        devices = sum(fact.devices for fact in facts if fact.name == platform.name)
+        fix = "fd doctor shows what was found"
+        want, have = f"one of {devices} devices by index", f"index {index}: {describe(error)}"
+        subject = f"platform {platform.name!r}"
+        verdict = Verdict.no(ReasonCode.NO_DEVICE, subject, want, have, fix)
+        raise PlatformError(f"platform {platform.name!r} cannot be opened: {verdict}", verdict) from error
 
 
 _lock = threading.Lock()

@@ -3,7 +3,8 @@
     python plugins/cpu/dev_build.py rms_norm swiglu -o /tmp/mine.so      # default: every op
     FD_CPU_LIBRARY=/tmp/mine.so python -m pytest tests/operators -k rms_norm
 
-Objects are cached beside the output, so that only changed sources are compiled again.
+Objects are cached beside the output, so that only changed sources are compiled again. A manifest without
+a stamp is written beside the Python sources, so that fd-core accepts the plug-in from this checkout.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "src"))
+sys.path[:0] = [str(HERE / "src"), str(HERE)]
 
-from fd_cpu.ladder import COMMON_FLAGS, best_level, level_flags  # noqa: E402
+from build_plan import write_manifest  # noqa: E402
+from fd_cpu.ladder import best_level, common_flags, level_flags  # noqa: E402
 from fd_cpu.table import read_table  # noqa: E402
 
 
@@ -43,13 +45,14 @@ def main() -> None:
     ops = args.ops or list(entries)
     names = dict.fromkeys([*table.common, *(s for op in ops for s in entries[op].sources)])
     includes = [HERE / "csrc/include", info.find_include_path(), info.find_dlpack_include_path()]
-    flags = [*COMMON_FLAGS, *level_flags(args.level), *(f"-I{path}" for path in includes)]
+    flags = [*common_flags(), *level_flags(args.level), *(f"-I{path}" for path in includes)]
     folder = args.out.with_suffix(f".{args.level}.objects")
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda s: compile_one(HERE / "csrc" / s, folder, flags), names))
     link = ["c++", "-shared", "-pthread", "-o", str(args.out), *map(str, objects)]
     subprocess.run([*link, info.find_libtvm_ffi()], check=True)
+    write_manifest(HERE / "src/fd_cpu", {})
     print(args.out)
 
 

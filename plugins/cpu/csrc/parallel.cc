@@ -66,7 +66,7 @@ class Pool {
 
   int size() const { return threads_; }
 
-  void run(int64_t n, int parts, detail::Body body, void* ctx) {
+  void run(int64_t n, int parts, fd_pool::Body body, void* ctx) {
     n_ = n, parts_ = parts, body_ = body, ctx_ = ctx;
     done_.store(0, std::memory_order_relaxed);
     const uint32_t generation = Ticket{ticket_.load(std::memory_order_relaxed)}.generation() + 1;
@@ -145,7 +145,7 @@ class Pool {
   std::atomic<bool> stopping_{false};
   int64_t n_ = 0;
   int parts_ = 1;
-  detail::Body body_ = nullptr;
+  fd_pool::Body body_ = nullptr;
   void* ctx_ = nullptr;
 };
 
@@ -165,7 +165,7 @@ void drop_pool() {
   pool = nullptr;
 }
 
-void run(int64_t n, int parts, detail::Body body, void* ctx) {
+void run(int64_t n, int parts, fd_pool::Body body, void* ctx) {
   static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
   (void)registered;
   std::lock_guard<std::mutex> lock(region_mutex);
@@ -174,6 +174,10 @@ void run(int64_t n, int parts, detail::Body body, void* ctx) {
 }
 
 }  // namespace
+}  // namespace fd
+
+namespace fd_pool {
+using namespace fd;
 
 int num_threads() { return wanted; }
 
@@ -182,8 +186,6 @@ void set_num_threads(int n) {
   wanted = std::clamp(n, 1, 1024);
   drop_pool();
 }
-
-namespace detail {
 
 void run_parallel(int64_t n, int64_t grain, Body body, void* ctx) {
   if (n <= 0) return;
@@ -199,7 +201,9 @@ void run_cells(int64_t n, Body body, void* ctx) {
   for (int64_t i = 0; i < n; ++i) body(ctx, i, i + 1);
 }
 
-}  // namespace detail
+}  // namespace fd_pool
+
+namespace fd {
 
 void set_threads(int64_t n) { set_num_threads(static_cast<int>(n)); }
 FD_EXPORT(set_threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fd_core.api.hookspecs import hookimpl
 
@@ -30,13 +30,18 @@ def fd_kernels(device: DeviceInfo) -> list[Kernel]:
 
 @hookimpl
 def fd_quant_methods(device: DeviceInfo) -> list[type[QuantMethod]]:
-    from importlib.util import find_spec
-
-    if device.device.type != "cpu" or find_spec("fd_cpu.quant") is None:
+    if device.device.type != "cpu":
         return []
     from fd_cpu.quant import PackedLinear
 
     return [PackedLinear]
+
+
+@hookimpl
+def fd_stamp() -> dict[str, Any] | None:
+    from fd_cpu.library import stamp
+
+    return stamp()
 
 
 @hookimpl

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fd_core.api.verdict import ReasonCode, Verdict
 
@@ -15,14 +16,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-#: Flags of every translation unit. Contraction to FMA is on for all levels that have it; fast-math is
-#: not: NaN and infinity must survive.
-COMMON_FLAGS: tuple[str, ...] = (
-    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-fopenmp-simd"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
-    *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"),  # the latter: GCC bug 105593
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +40,25 @@ def _ladder_file() -> Path:
 
 
 @cache
+def _rows() -> dict[str, Any]:
+    with _ladder_file().open("rb") as file:
+        return tomllib.load(file)
+
+
+def common_flags() -> tuple[str, ...]:
+    """Compiler flags of every file."""
+    return tuple(_rows()["common"]["flags"])
+
+
+def family(machine: str) -> str:
+    """The ladder's name of a processor family, from what platform.machine() says."""
+    return {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine)
+
+
+@cache
 def ladder(machine: str = platform.machine()) -> tuple[Level, ...]:
     """Levels of this processor family, highest first."""
-    with _ladder_file().open("rb") as file:
-        rows = tomllib.load(file)
-    levels = rows.get({"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine), {})
+    levels = _rows().get(family(machine), {})
     built = [Level(n, r["rank"], tuple(r["flags"]), tuple(r["needs"])) for n, r in levels.items()]
     return tuple(sorted(built, key=lambda level: -level.rank))
 

@@ -6,15 +6,19 @@ module's attributes: `library.rms_norm` is the exported function of that name.
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fd_core.api.verdict import ReasonCode, Verdict
+from fd_core.environ import Variable, registry
 from fd_cpu.ladder import Level, cpu_features, ladder
+from fd_cpu.variables import VARIABLES
 
 LIBRARIES = Path(__file__).parent / "lib"
+registry.declare(Variable(**row, owner="fd-cpu") for row in VARIABLES)
 
 
 def library_path(level: Level) -> Path:
@@ -28,27 +32,55 @@ def candidates() -> list[tuple[Level, Verdict]]:
 
 def _verdict(level: Level) -> Verdict:
     verdict = level.verdict(cpu_features())
-    wanted = os.environ.get("FD_CPU_ISA", level.name)
+    wanted = registry.value("FD_CPU_ISA") or level.name
     if wanted != level.name:
-        verdict &= Verdict.no(ReasonCode.DISABLED, f"isa {level.name}", f"FD_CPU_ISA={wanted}", level.name)
+        fix = "unset FD_CPU_ISA"
+        verdict &= Verdict.no(
+            ReasonCode.DISABLED, f"isa {level.name}", f"FD_CPU_ISA={wanted}", level.name, fix
+        )
     path = library_path(level)
     if not path.exists():
         fix = "reinstall fd-cpu with a C++ compiler present"
-        verdict &= Verdict.no(ReasonCode.NOT_BUILT, f"isa {level.name}", path, "no file", fix)
+        verdict &= Verdict.no(ReasonCode.NOT_BUILT, f"isa {level.name}", path.name, "no such file", fix)
     return verdict
+
+
+def override() -> Path | None:
+    """The developer's library, if one is named."""
+    named = registry.value("FD_CPU_LIBRARY")
+    return Path(named) if named else None
+
+
+def verdict() -> Verdict:
+    """Whether some library can be loaded; if not, every level's reasons."""
+    named = override()
+    if named is not None:
+        fix = "build it with dev_build.py, or unset FD_CPU_LIBRARY"
+        missing = Verdict.no(ReasonCode.NOT_BUILT, "FD_CPU_LIBRARY", named, "no such file", fix)
+        return Verdict() if named.exists() else missing
+    rows = [verdict for _, verdict in candidates()]
+    return Verdict() if any(row.ok for row in rows) else Verdict.all(rows)
 
 
 @cache
 def chosen() -> tuple[str, Path]:
-    """(level name, file) to load; raises RuntimeError with every level's reason."""
-    override = os.environ.get("FD_CPU_LIBRARY")
-    if override:
-        return "dev", Path(override)
-    for level, verdict in candidates():
-        if verdict.ok:
-            return level.name, library_path(level)
-    reasons = "; ".join(str(verdict) for _, verdict in candidates())
-    raise RuntimeError(f"fd-cpu: no usable kernel library: {reasons}")
+    """(level name, file) to load; raises RuntimeError with every level's reasons."""
+    problem = verdict()
+    if not problem.ok:
+        raise RuntimeError(f"fd-cpu: no usable kernel library: {problem}")
+    named = override()
+    if named is not None:
+        return "dev", named
+    return next((level.name, library_path(level)) for level, row in candidates() if row.ok)
+
+
+def stamp() -> dict[str, Any] | None:
+    """What the loaded library says of its build; None for a developer's library."""
+    if override() is not None:
+        return None
+    text = module().get_function("fd_stamp")()
+    facts: dict[str, Any] = json.loads(text)
+    return facts
 
 
 @cache
@@ -61,10 +93,10 @@ def module() -> Any:
 
 
 def thread_count() -> int:
-    """`FD_CPU_THREADS`, else the CPUs this process may run on."""
-    given = os.environ.get("FD_CPU_THREADS")
-    if given:
-        return max(1, int(given))
+    """`FD_CPU_THREADS`, else the processors this process may run on."""
+    given: int | None = registry.value("FD_CPU_THREADS")
+    if given is not None:
+        return given
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

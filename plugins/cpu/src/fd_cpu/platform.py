@@ -13,7 +13,6 @@ from fd_core.api import dtype as dt
 from fd_core.api.device import HOST, DeviceInfo, ProbeReport
 from fd_core.api.host_platform import HostPlatform, host_memory
 from fd_core.api.tensor import Storage, Tensor, TensorSpec, empty_host
-from fd_core.api.verdict import ReasonCode, Verdict
 from fd_cpu import library
 from fd_cpu.ladder import best_level, ladder
 
@@ -29,11 +28,10 @@ class CPUPlatform(HostPlatform):
 
     @classmethod
     def probe(cls) -> ProbeReport:
-        try:
-            level, _ = library.chosen()
-        except RuntimeError as error:
-            return ProbeReport(verdict=Verdict.no(ReasonCode.NOT_BUILT, "fd-cpu", "kernels", str(error)))
-        return ProbeReport((device_info(level),))
+        verdict = library.verdict()
+        return (
+            ProbeReport((device_info(library.chosen()[0]),)) if verdict.ok else ProbeReport(verdict=verdict)
+        )
 
     def open(self, index: int) -> DeviceInfo:
         if index != 0:

@@ -4,16 +4,21 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace fd {
-
+// Compiled once for all: the build gives `fd` another name per ISA (CMakeLists.txt), but not this.
+namespace fd_pool {
+using Body = void (*)(void* ctx, int64_t begin, int64_t end);
 int num_threads();
 void set_num_threads(int n);
-
-namespace detail {
-using Body = void (*)(void* ctx, int64_t begin, int64_t end);
 void run_parallel(int64_t n, int64_t grain, Body body, void* ctx);
 void run_cells(int64_t n, Body body, void* ctx);
+}  // namespace fd_pool
 
+namespace fd {
+
+using fd_pool::num_threads;
+using fd_pool::set_num_threads;
+
+namespace detail {
 template <typename Fn>
 void* erase(const Fn& body) {
   return const_cast<std::remove_const_t<Fn>*>(&body);
@@ -29,7 +34,7 @@ void invoke(void* ctx, int64_t begin, int64_t end) {
 template <typename F>
 void parallel_for(int64_t n, int64_t grain, F&& body) {
   using Fn = std::remove_reference_t<F>;
-  detail::run_parallel(n, grain, detail::invoke<Fn>, detail::erase(body));
+  fd_pool::run_parallel(n, grain, detail::invoke<Fn>, detail::erase(body));
 }
 
 // body(i, i + 1) for each of n <= 65535 cells, taken in order by whichever thread is free: for cells of
@@ -37,7 +42,7 @@ void parallel_for(int64_t n, int64_t grain, F&& body) {
 template <typename F>
 void parallel_cells(int64_t n, F&& body) {
   using Fn = std::remove_reference_t<F>;
-  detail::run_cells(n, detail::invoke<Fn>, detail::erase(body));
+  fd_pool::run_cells(n, detail::invoke<Fn>, detail::erase(body));
 }
 
 }  // namespace fd

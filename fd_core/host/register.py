@@ -1,0 +1,97 @@
+"""Step 4 of loading: import, register and question one plug-in, so that no failure of it spreads."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import traceback
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from fd_core.api import hookspecs
+from fd_core.api.platform import Platform
+from fd_core.api.verdict import YES, ReasonCode, Verdict
+from fd_core.host.find import Found
+
+#: What a plug-in may throw at us; an interrupt by the user passes.
+FAILURES = (Exception, SystemExit)
+
+
+def new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def describe(error: BaseException) -> str:
+    """`ValueError: text (file:line)`, the line being the plug-in's innermost."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def load(manager: pluggy.PluginManager, found: Found) -> tuple[ModuleType | None, Verdict]:
+    """Import the module and register its hooks; a misspelt hook or a wrong argument is refused."""
+    try:
+        module = importlib.import_module(found.module)
+    except FAILURES as error:
+        fix = f"reinstall or upgrade {found.distribution}, or set FD_PLUGINS_BLOCK={found.name}"
+        return None, Verdict.no(ReasonCode.IMPORT, str(found), "to import", describe(error), fix)
+    try:
+        manager.register(module, found.name)
+        manager.check_pending()
+    except FAILURES as error:
+        manager.unregister(name=found.name)
+        have = f"{type(error).__name__}: {error}"
+        return None, Verdict.no(ReasonCode.REGISTER, str(found), "hooks of fd-core", have, _hook_fix(error))
+    return module, YES
+
+
+def _hook_fix(error: BaseException) -> str:
+    known = [name for name in vars(hookspecs) if name.startswith("fd_")]
+    words = [word.strip("'\".,()") for word in str(error).split()]
+    wrong = next((w for w in words if w.startswith("fd_") and w not in known), "")
+    near = difflib.get_close_matches(wrong, known, 1)
+    return f"rename {wrong} to {near[0]}" if near else f"hooks are {', '.join(known)}"
+
+
+def ask(
+    manager: pluggy.PluginManager, found: Found, module: ModuleType, hook: str, **facts: Any
+) -> tuple[Any, Verdict]:
+    """What this one plug-in's hook returns; None when it has none, or with the reason why it failed."""
+    for impl in getattr(manager.hook, hook).get_hookimpls():
+        if impl.plugin is module:
+            try:
+                return impl.function(*(facts[name] for name in impl.argnames)), YES
+            except FAILURES as error:
+                fix = f"report it to the authors of {found.distribution}"
+                subject = f"{hook} of {found}"
+                return None, Verdict.no(ReasonCode.REGISTER, subject, "data", describe(error), fix)
+    return None, YES
+
+
+def check_platforms(found: Found, classes: Any) -> Verdict:
+    """`fd_platforms` must return complete Platform classes."""
+    if not isinstance(classes, list | tuple):
+        return _wrong_platform(found, "a list of Platform classes", repr(classes))
+    return Verdict.all(_check_platform(found, cls) for cls in classes)
+
+
+def _check_platform(found: Found, cls: Any) -> Verdict:
+    if not (inspect.isclass(cls) and issubclass(cls, Platform)):
+        return _wrong_platform(found, "a Platform class", repr(cls))
+    missing = sorted(cls.__abstractmethods__)
+    if missing:
+        return _wrong_platform(found, "every abstract method", f"{cls.__name__} without {missing}")
+    unnamed = [name for name in ("name", "device_type") if not isinstance(getattr(cls, name, None), str)]
+    if unnamed:
+        return _wrong_platform(found, "class attributes name and device_type", f"no {unnamed}")
+    return YES
+
+
+def _wrong_platform(found: Found, want: str, have: str) -> Verdict:
+    fix = "see fd_core.api.platform.Platform"
+    return Verdict.no(ReasonCode.REGISTER, f"fd_platforms of {found}", want, have, fix)
