@@ -1,7 +1,7 @@
 #include <vector>
 
 #include "fd/check.h"
-#include "fd/rowwise.h"
+#include "fd/vocab_row.h"
 
 namespace fd {
 namespace {

@@ -1,5 +1,5 @@
 #include "fd/check.h"
-#include "fd/rowwise.h"
+#include "fd/vocab_row.h"
 
 namespace fd {
 

@@ -1,8 +1,7 @@
 #include <vector>
 
 #include "fd/check.h"
-#include "fd/math.h"
-#include "fd/rowwise.h"
+#include "fd/softmax.h"
 
 namespace fd {
 namespace {
@@ -11,27 +10,6 @@ struct Row {
   float max, inverse_temperature;
   int64_t hot;  // where a one-hot row has its 1, else -1
 };
-
-// exp((x - max) / T) into `out`, and their sum; NaN counts as -inf.
-float exponentials(const float* x, Row row, int64_t begin, int64_t end, float* out) {
-  const vf lowest = splat(-kInf);
-  vf sum{};
-  int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) {
-    const vf e = vexp((vmax(lowest, load16(x + i)) - row.max) * row.inverse_temperature);
-    store16(out + i, e);
-    sum += e;
-  }
-  if (i < end) {
-    const int tail = static_cast<int>(end - i);
-    vf v = lowest;
-    for (int k = 0; k < tail; ++k) v[k] = x[i + k] > -kInf ? x[i + k] : -kInf;
-    const vf e = vexp((v - row.max) * row.inverse_temperature);
-    store_tail(out + i, e, tail);
-    sum += e;
-  }
-  return sum16(sum);
-}
 
 void scale(float* p, float factor, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) p[i] *= factor;
@@ -54,7 +32,8 @@ struct Softmax {
     for_segments(n, width, [this](int64_t r, int64_t s, int64_t begin, int64_t end) {
       float* o = out + r * out_step;
       if (rows[r].hot >= 0) return std::fill(o + begin, o + end, 0.0f);
-      sums[r * per_row + s] = exponentials(x + r * x_step, rows[r], begin, end, o);
+      sums[r * per_row + s] =
+          exp_sum(x + r * x_step, rows[r].max, rows[r].inverse_temperature, begin, end, o);
     });
     for_segments(n, width, [this](int64_t r, int64_t, int64_t begin, int64_t end) {
       if (rows[r].hot < 0) scale(out + r * out_step, factor(r), begin, end);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "fd/philox.h"
-#include "fd/rowwise.h"
+#include "fd/vocab_row.h"
 
 namespace fd {
 
