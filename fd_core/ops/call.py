@@ -1,0 +1,173 @@
+"""The public call of an op: bind, convert, allocate what was not given, run, hand back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from fd_core.api.kernel import OpSpec, Param, ParamKind
+from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.ops.catalogue import find
+from fd_core.ops.guest import exporter, is_tensor, to_tensor
+from fd_core.ops.schema import OpDef
+
+if TYPE_CHECKING:
+    from fd_core.host.session import Session
+
+Values = dict[str, Any]
+
+
+class PublicOp:
+    """Callable with the op's inputs in order or by name.
+
+    Outputs may follow, by position, by name, or all together as `out=`; those not given are
+    allocated. Returns the outputs in the caller's tensor type: one bare, several as a list; an op
+    without outputs returns the tensors it changed. Runs on `fd_core.current_platform`.
+    """
+
+    def __init__(self, definition: OpDef) -> None:
+        self.definition = definition
+        self.__name__ = definition.name
+        self.__doc__ = definition.spec.doc
+        self.__signature__ = signature(definition.spec)
+
+    def __repr__(self) -> str:
+        return f"<op {self.__name__}{self.__signature__}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from fd_core.host.session import current_session
+
+        return call(self.definition, current_session(), args, kwargs)
+
+
+def signature(spec: OpSpec) -> inspect.Signature:
+    """As the caller sees it. What may be left out has a default, as far as Python's order allows."""
+    parameters: list[inspect.Parameter] = []
+    tail = True
+    for param in reversed(spec.params):
+        tail = tail and may_be_left_out(param)
+        default = param.default if tail else inspect.Parameter.empty
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters.insert(0, inspect.Parameter(param.name, kind, default=default))
+    return inspect.Signature(parameters)
+
+
+def may_be_left_out(param: Param) -> bool:
+    return param.kind is ParamKind.OUT or param.optional or not param.required
+
+
+@cache
+def public_op(name: str) -> PublicOp:
+    """The op called `name`; AttributeError with the nearest names if there is none."""
+    try:
+        return PublicOp(find(name))
+    except KeyError as error:
+        raise AttributeError(f"fd_core.ops: {error.args[0]}") from None
+
+
+def call(definition: OpDef, session: Session, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """One call on an open session."""
+    spec = definition.spec
+    given = bind(spec, args, kwargs)
+    values = {p.name: _convert(spec, p, given.get(p.name, p.default), session) for p in spec.params}
+    op = getattr(session.ops, spec.name)  # UnsupportedOpError before anything is allocated
+    _allocate(definition, values, session)
+    op(*values.values())
+    return _hand_back(spec, given, values)
+
+
+def bind(spec: OpSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
+    """Arguments by parameter name; TypeError as Python's own for what is too much or missing."""
+    names = [p.name for p in spec.params]
+    if len(args) > len(names):
+        raise TypeError(f"{spec.name}: want at most {len(names)} arguments, have {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    for name, value in _named_outputs(spec, kwargs).items():
+        if name not in names or name in given:
+            problem = "given twice" if name in given else f"unknown; the parameters are {', '.join(names)}"
+            raise TypeError(f"{spec.name}: argument {name!r} is {problem}")
+        given[name] = value
+    missing = [p.name for p in spec.inputs if not may_be_left_out(p) and p.name not in given]
+    if missing:
+        raise TypeError(f"{spec.name}: missing {', '.join(missing)}")
+    return given
+
+
+def _named_outputs(spec: OpSpec, kwargs: Mapping[str, Any]) -> Values:
+    """`out=` stands for all outputs, unless a parameter has that very name."""
+    outputs = [p.name for p in spec.outputs]
+    if "out" not in kwargs or "out" in (p.name for p in spec.params) or not outputs:
+        return dict(kwargs)
+    rest = {name: value for name, value in kwargs.items() if name != "out"}
+    values = kwargs["out"] if isinstance(kwargs["out"], list | tuple) else [kwargs["out"]]
+    if len(values) != len(outputs):
+        raise TypeError(f"{spec.name}: out= wants {len(outputs)} tensors, have {len(values)}")
+    return {**rest, **dict(zip(outputs, values, strict=True))}
+
+
+def _convert(spec: OpSpec, param: Param, value: Any, session: Session) -> Any:
+    """A Tensor on the session's device, or an attribute of the declared type."""
+    label = f"{spec.name}.{param.name}"
+    if param.kind is ParamKind.ATTR:
+        return attribute(label, param, value)
+    if value is None and (param.optional or param.kind is ParamKind.OUT):
+        return None
+    device = session.device.device
+    try:
+        tensor = to_tensor(value, session.platform, device, param.kind is not ParamKind.IN)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}: {error}") from error
+    if (tensor.device.code, tensor.device.index) != (device.code, device.index):
+        fix = f"copy it there first, or open the session on {tensor.device}"
+        raise ValueError(f"{label}: want a tensor on {device}, have one on {tensor.device}; fix: {fix}")
+    return tensor
+
+
+def attribute(label: str, param: Param, value: Any) -> Any:
+    """NumPy scalars become Python's; an integer is fine where a float is wanted, not the reverse."""
+    value = value.item() if hasattr(value, "item") and not is_tensor_like(value) else value
+    kind = param.type
+    if kind not in (bool, int, float, str) or isinstance(value, kind):
+        return value
+    if kind is float and isinstance(value, int):
+        return float(value)
+    raise TypeError(f"{label}: want {kind.__name__}, have {value!r}")
+
+
+def is_tensor_like(value: Any) -> bool:
+    return is_tensor(value) and getattr(value, "ndim", 0) > 0
+
+
+def _allocate(definition: OpDef, values: Values, session: Session) -> None:
+    """Fill in the outputs that the caller left out."""
+    outputs = definition.spec.outputs
+    if all(values[p.name] is not None for p in outputs):
+        return
+    for param, spec in zip(outputs, infer(definition, values), strict=True):
+        if values[param.name] is None:
+            values[param.name] = session.platform.empty(spec)
+
+
+def infer(definition: OpDef, values: Values) -> Sequence[TensorSpec]:
+    """The shape rule on bound arguments."""
+    inputs = {p.name: values[p.name] for p in definition.spec.inputs}
+    described = {k: v.spec if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    try:
+        return definition.infer(**described)
+    except (IndexError, TypeError, ValueError) as error:
+        shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in described.items() if hasattr(v, "shape"))
+        raise ValueError(f"{definition.name}: no output shape follows from {shapes}: {error}") from error
+
+
+def _hand_back(spec: OpSpec, given: Values, values: Values) -> Any:
+    changed = spec.outputs or tuple(p for p in spec.params if p.kind is ParamKind.INOUT)
+    example = next((given[p.name] for p in spec.params if is_tensor(given.get(p.name))), None)
+    export = exporter(example)
+    results = [
+        given[p.name] if given.get(p.name) is not None else export(values[p.name])
+        for p in changed
+        if values[p.name] is not None
+    ]
+    return results[0] if len(results) == 1 else results or None
