@@ -45,7 +45,7 @@ class ModelConfig(BaseModel):
     use_sliding_window: bool = False
     max_window_layers: int = 28
     layer_types: tuple[str, ...] | None = None
-    num_experts: int = 0
+    num_experts: int = Field(default=0, validation_alias=AliasChoices("num_experts", "num_local_experts"))
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
     norm_topk_prob: bool = False
@@ -102,7 +102,8 @@ def parse_config(
 ) -> ModelConfig:
     """The configuration from already parsed JSON."""
     try:
-        values = {k: v for k, v in raw.items() if v is not None} | _derived(raw, generation or {})
+        given = {k: v for k, v in raw.items() if v is not None}
+        values = given | _derived(given, generation or {})
         longest = derived_length(values["max_position_embeddings"], values["rope"])
         values["max_model_len"] = _length(longest, max_model_len, where)
         return ModelConfig.model_validate(values | {"raw": dict(raw)})
@@ -114,11 +115,11 @@ def parse_config(
 
 
 def _derived(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    heads = raw["num_attention_heads"]
+    heads, hidden = _count(raw, "num_attention_heads"), _count(raw, "hidden_size")
     values = {
-        "num_key_value_heads": raw.get("num_key_value_heads") or heads,
-        "head_dim": raw.get("head_dim") or raw["hidden_size"] // max(heads, 1),
-        "max_position_embeddings": raw["max_position_embeddings"],
+        "num_key_value_heads": raw.get("num_key_value_heads", heads),
+        "head_dim": raw.get("head_dim", hidden // heads),
+        "max_position_embeddings": _count(raw, "max_position_embeddings"),
         "rope": parse_rope(raw),
         "eos_token_ids": merged_ids(raw.get("eos_token_id"), generation.get("eos_token_id")),
     }
@@ -126,6 +127,13 @@ def _derived(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str,
     if sliding is None:  # the older form says it with the window alone, or with the layers' types
         values["use_sliding_window"] = "sliding_attention" in (raw.get("layer_types") or ())
     return values
+
+
+def _count(raw: Mapping[str, Any], key: str) -> int:
+    value = raw[key]
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key}: want a positive whole number, have {value!r}")
+    return value
 
 
 def merged_ids(*values: int | list[int] | None) -> tuple[int, ...]:
