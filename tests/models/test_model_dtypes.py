@@ -1,0 +1,66 @@
+"""16-bit weights: our arithmetic against exact arithmetic on the same rounded weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import PARTS, Harness, Parts, build
+from test_model_logits import PROMPT, assert_logits
+from tiny_models import make, reference_logits, save
+
+
+@pytest.fixture(scope="module", params=list(PARTS))
+def parts(request: pytest.FixtureRequest) -> Parts:
+    return PARTS[request.param]()
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float16"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def reference(kind: str) -> Any:
+    return make("qwen3", kind)
+
+
+@pytest.fixture(scope="module")
+def folder(reference: Any, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(reference, tmp_path_factory.mktemp("half"), kind)
+
+
+pytestmark = pytest.mark.reference
+
+
+def test_16_bit_weights_widen_exactly(folder: Path, parts: Parts, reference: Any) -> None:
+    """Activations are float32 here, so with a float32 cache only the weights' rounding remains, and the
+    reference has the same weights: the float32 bound holds."""
+    model = build(folder, parts, cache="float32")
+    assert str(model.context.dtype) != "float32"
+    want = reference_logits(reference, PROMPT)
+    assert_logits(Harness(model).logits("p", PROMPT), want, 1e-4)
+
+
+def test_a_16_bit_cache_stays_within_its_rounding(
+    folder: Path, parts: Parts, reference: Any, kind: str
+) -> None:
+    """Keys and values are rounded once each (2^-9 relative for bfloat16, 2^-12 for float16). Each of the
+    L = 3 layers turns that into at most a few times as much, relative, in its attention output (logits
+    of order 3, so an error of 3 * 2^-9 in the exponent), added to a residual of the same scale; the
+    head's sum of 64 such terms grows as their norm. 2 * L * 4 * 2^-9 = 0.047 is the bound."""
+    epsilon = {"bfloat16": 2.0**-9, "float16": 2.0**-12}[kind]
+    want = reference_logits(reference, PROMPT)
+    got = Harness(build(folder, parts)).logits("p", PROMPT)
+    assert_logits(got, want, 2 * 3 * 4 * epsilon)
+
+
+def test_weights_may_be_narrowed_at_load(folder: Path, parts: Parts, kind: str) -> None:
+    """Asking for another type gives what a checkpoint of that type gives, bit for bit."""
+    wide = build(folder, parts, weights="float32", cache="float32")
+    assert str(wide.context.dtype) == "float32"
+    as_stored = build(folder, parts, cache="float32")
+    got, want = (Harness(m).logits("p", PROMPT) for m in (wide, as_stored))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
