@@ -14,7 +14,7 @@ CASES += [unary_case((64, 4096), bench=True)]
 def gelu(x: Array) -> Array:
     """float64 in, float64 out."""
     inner = np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)
-    return 0.5 * x * (1.0 + np.tanh(inner))
+    return np.asarray(0.5 * x * (1.0 + np.tanh(inner)))
 
 
 @op(family="activation", infer=lambda x: [x], cases=CASES, tolerance=TOLERANCE, rows=("x", "out"))

@@ -41,7 +41,7 @@ def _infer(
 def _rotated(x: Array, cos: Array, sin: Array) -> Array:
     wide, half = x.astype(np.float32), x.shape[-1] // 2
     turned = np.concatenate([-wide[..., half:], wide[..., :half]], axis=-1)
-    return (wide * cos + turned * sin).astype(x.dtype)
+    return np.asarray(wide * cos + turned * sin).astype(x.dtype)
 
 
 @op(family="rotary", infer=_infer, cases=CASES, tolerance=TOLERANCE, rows=("qkv", "q", "k", "v"))

@@ -11,7 +11,8 @@ void refuse_chains(const BlockPairs& pairs) {
   for (int64_t i = 0; i < pairs.count; ++i) written.insert(pairs.dst[i]);
   for (int64_t i = 0; i < pairs.count; ++i)
     if (written.count(pairs.src[i]) != 0)
-      fail("ValueError", "copy_blocks.src_block_ids: want no block that is also a destination, have ",
+      fail("ValueError",
+           "copy_blocks.src_block_ids: want no block that is also a destination, have ",
            pairs.src[i], " at position ", i);
 }
 

@@ -32,8 +32,7 @@ void embedding(Tensor ids, Tensor weight, Tensor out) {
       const auto* table = weight.data<decltype(weight_tag)>();
       auto* po = out.data<decltype(tag)>();
       parallel_for(wanted.count, row_grain(hidden), [=](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t)
-          copy_row(table + wanted[t] * ws, hidden, po + t * os);
+        for (int64_t t = begin; t < end; ++t) copy_row(table + wanted[t] * ws, hidden, po + t * os);
       });
     });
   });

@@ -18,7 +18,11 @@ void extract_text_token_output(Tensor max_seq_len, Tensor max_seq_len_index,
   const int32_t* this_time = lens_of(kOp, "seq_lens_this_time", seq_lens_this_time, batch);
   const int32_t* cu = lens_of(kOp, "cu_seqlens_q", cu_seqlens_q, batch + 1);
   Check{kOp, "hidden_states", hidden_states}.rank(2).dtype<float>("float32");
-  Check{kOp, "out", out}.rank(2).dim(0, batch).dim(1, hidden_states.size(1)).dtype<float>("float32");
+  Check{kOp, "out", out}
+      .rank(2)
+      .dim(0, batch)
+      .dim(1, hidden_states.size(1))
+      .dtype<float>("float32");
   const ByteRows from = byte_rows(kOp, "hidden_states", hidden_states);
   const ByteRows to = byte_rows(kOp, "out", out);
   const auto all_image = [=](int64_t b) { return longest == images && b == index; };

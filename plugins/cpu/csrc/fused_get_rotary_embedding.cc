@@ -8,8 +8,8 @@ namespace {
 
 constexpr const char* kOp = "fused_get_rotary_embedding";
 
-// cos and sin of one position for every pair, each entry twice. Double throughout: a float32 angle is
-// wrong by more than 1e-5 beyond a few hundred positions.
+// cos and sin of one position for every pair, each entry twice. Double throughout: a float32 angle
+// is wrong by more than 1e-5 beyond a few hundred positions.
 void row(double position, int64_t head_dim, float* cos, float* sin) {
   for (int64_t h = 0; h < head_dim; h += 2) {
     const double exponent = -static_cast<double>(h) / static_cast<double>(head_dim);
@@ -25,7 +25,11 @@ void fused_get_rotary_embedding(Tensor input_ids, Tensor position_ids, Tensor he
                                 int64_t prompt_num, Tensor out) {
   Check{kOp, "input_ids", input_ids}.rank(2);
   const int64_t batch = input_ids.size(0), length = input_ids.size(1);
-  Check{kOp, "position_ids", position_ids}.rank(2).dim(0, batch).dtype<float>("float32").contiguous();
+  Check{kOp, "position_ids", position_ids}
+      .rank(2)
+      .dim(0, batch)
+      .dtype<float>("float32")
+      .contiguous();
   Check{kOp, "head_dim_shape_tensor", head_dim_shape_tensor}.rank(1);
   const int64_t dim = head_dim_shape_tensor.size(0), available = position_ids.size(1);
   if (dim % 2 != 0)

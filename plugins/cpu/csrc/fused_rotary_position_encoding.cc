@@ -42,8 +42,8 @@ void check_cache(const Tensor& cache, const Tensor& query, int64_t head_size) {
   check.rank(2).inner_contiguous();
   if (!is<float>(cache)) check.same_dtype(query);
   if (cache.size(1) % 2 != 0 || cache.size(1) > head_size)
-    fail("ValueError", kOp, ".cos_sin_cache: want an even rotary dimension <= head_size ", head_size,
-         ", have ", shape_text(cache));
+    fail("ValueError", kOp, ".cos_sin_cache: want an even rotary dimension <= head_size ",
+         head_size, ", have ", shape_text(cache));
 }
 
 template <typename T, typename C>

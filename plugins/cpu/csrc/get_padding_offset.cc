@@ -37,7 +37,11 @@ Slots slots_of(const Tensor& input_ids, const OptTensor& draft_tokens,
   if (!draft_tokens) return s;
   if (!seq_lens_encoder)
     fail("ValueError", kOp, ".seq_lens_encoder: want it together with draft_tokens, have None");
-  Check{kOp, "draft_tokens", draft_tokens}.rank(2).dim(0, batch).dtype<int64_t>("int64").contiguous();
+  Check{kOp, "draft_tokens", draft_tokens}
+      .rank(2)
+      .dim(0, batch)
+      .dtype<int64_t>("int64")
+      .contiguous();
   s.draft_tokens = draft_tokens.data<int64_t>();
   s.draft_width = draft_tokens.size(1);
   return s;

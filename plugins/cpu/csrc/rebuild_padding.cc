@@ -25,8 +25,8 @@ struct Pick {
 
 int64_t checked(const Batch& batch, int64_t slot, int64_t src) {
   if (src < 0 || src >= batch.tokens)
-    fail("ValueError", kOp, ".cu_seqlens_q: want rows in [0, ", batch.tokens, ") of tmp_out, have row ",
-         src, " for slot ", slot);
+    fail("ValueError", kOp, ".cu_seqlens_q: want rows in [0, ", batch.tokens,
+         ") of tmp_out, have row ", src, " for slot ", slot);
   return src;
 }
 
@@ -97,8 +97,8 @@ void rebuild_padding(Tensor tmp_out, Tensor cu_seqlens_q, Tensor seq_len_this_ti
                     lens_of(kOp, "seq_len_this_time", seq_len_this_time, slots),
                     lens_of(kOp, "seq_lens_decoder", seq_lens_decoder, slots),
                     lens_of(kOp, "seq_lens_encoder", seq_lens_encoder, slots)};
-  const bool logprob = wants_first_token(output_padding_offset, enable_logprob, first_token_out,
-                                         tmp_out, slots);
+  const bool logprob =
+      wants_first_token(output_padding_offset, enable_logprob, first_token_out, tmp_out, slots);
   const std::vector<Pick> chosen = picks(batch, output_padding_offset);
   if (static_cast<int64_t>(chosen.size()) != num_rows)
     fail("ValueError", kOp, ".num_rows: want ", chosen.size(), ", have ", num_rows);

@@ -18,7 +18,8 @@ struct Slots {
 
 void check_slot(const Slots& s, int64_t b, int64_t history, int64_t width) {
   if (s.step_idx[b] >= history)
-    fail("ValueError", kOp, ".step_idx: want < ", history, ", have ", s.step_idx[b], " in slot ", b);
+    fail("ValueError", kOp, ".step_idx: want < ", history, ", have ", s.step_idx[b], " in slot ",
+         b);
   if (s.column(b) >= width)
     fail("ValueError", kOp, ".seq_lens_encoder: want at most ", width, ", have ", s.encoder[b],
          " in slot ", b);
@@ -31,7 +32,11 @@ void set_value_by_flags_and_idx(Tensor pre_ids_all, Tensor input_ids, Tensor seq
                                 Tensor stop_flags) {
   Check{kOp, "pre_ids_all", pre_ids_all}.rank(2).dtype<int64_t>("int64").inner_contiguous();
   const int64_t batch = pre_ids_all.size(0);
-  Check{kOp, "input_ids", input_ids}.rank(2).dim(0, batch).dtype<int64_t>("int64").inner_contiguous();
+  Check{kOp, "input_ids", input_ids}
+      .rank(2)
+      .dim(0, batch)
+      .dtype<int64_t>("int64")
+      .inner_contiguous();
   lens_of(kOp, "seq_lens_this_time", seq_lens_this_time, batch);
   Check{kOp, "step_idx", step_idx}.numel(batch).dtype<int64_t>("int64").contiguous();
   Check{kOp, "stop_flags", stop_flags}.numel(batch).dtype<bool>("bool").contiguous();

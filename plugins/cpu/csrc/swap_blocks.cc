@@ -18,7 +18,8 @@ void swap_blocks(Tensor src, Tensor dst, Tensor src_block_ids, Tensor dst_block_
   for (int i = 1; i < src.ndim(); ++i) Check{"swap_blocks", "dst", dst}.dim(i, src.size(i));
   const ByteRows to = byte_rows("swap_blocks", "dst", dst);
   if (overlap(from, to))
-    fail("ValueError", "swap_blocks.dst: want memory apart from src; use copy_blocks within a cache");
+    fail("ValueError",
+         "swap_blocks.dst: want memory apart from src; use copy_blocks within a cache");
   const BlockPairs pairs =
       block_pairs("swap_blocks", src_block_ids, from.count, dst_block_ids, to.count);
   parallel_for(pairs.count, 1 + 65536 / (to.bytes + 1), [=](int64_t begin, int64_t end) {

@@ -1,8 +1,8 @@
 // Elementary functions, sixteen lanes at a time and alone.
 //
-// One template serves both widths, so vexp(x)[i] == expf_(x[i]) bit for bit. A level with FMA and one
-// without may differ in the last bit; on one machine the results never depend on the neighbours.
-// Infinities, NaN, subnormal results and signed zeros come out as IEEE 754 wants them.
+// One template serves both widths, so vexp(x)[i] == expf_(x[i]) bit for bit. A level with FMA and
+// one without may differ in the last bit; on one machine the results never depend on the
+// neighbours. Infinities, NaN, subnormal results and signed zeros come out as IEEE 754 wants them.
 #pragma once
 #include "fd/types.h"
 
@@ -40,8 +40,8 @@ inline vf pick_below(vf x, float limit, vf yes, vf no) {
 }
 
 // exp(x) = 2^n * exp(r), n = rint(x / ln 2), |r| <= ln 2 / 2. ln 2 is split so that n * kLn2Hi is
-// exact. 2^n is applied in two factors, so the result may overflow or be subnormal. Every product has
-// one use: whether it is fused with its sum cannot depend on the code around it.
+// exact. 2^n is applied in two factors, so the result may overflow or be subnormal. Every product
+// has one use: whether it is fused with its sum cannot depend on the code around it.
 template <typename F>
 inline F exp_of(F x) {
   constexpr float kLog2e = 1.44269504f, kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;

@@ -1,5 +1,5 @@
-// Pieces of the RMS norms. Sums of squares run in four accumulators over fixed positions of the row, so
-// a row's norm depends on the row alone.
+// Pieces of the RMS norms. Sums of squares run in four accumulators over fixed positions of the
+// row, so a row's norm depends on the row alone.
 #pragma once
 #include <cmath>
 

@@ -1,4 +1,5 @@
-// Rotation of one head vector by precomputed cos and sin; `half` pairs, the rest of the head untouched.
+// Rotation of one head vector by precomputed cos and sin; `half` pairs, the rest of the head
+// untouched.
 #pragma once
 #include "fd/types.h"
 

@@ -1,12 +1,13 @@
-// Row-wise element maps: y = f(x) and y = f(gate, up) over rows of any width, sixteen lanes at a time.
+// Row-wise element maps: y = f(x) and y = f(gate, up) over rows of any width, sixteen lanes at a
+// time.
 #pragma once
 #include "fd/check.h"
 #include "fd/parallel.h"
 
 namespace fd {
 
-// A tensor seen as `count` rows of `width` adjacent elements, `stride` apart. Rank 2 may be a column
-// slice of a wider buffer; other ranks must be contiguous.
+// A tensor seen as `count` rows of `width` adjacent elements, `stride` apart. Rank 2 may be a
+// column slice of a wider buffer; other ranks must be contiguous.
 struct Rows {
   int64_t count, width, stride;
 };
