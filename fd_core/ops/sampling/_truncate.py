@@ -69,9 +69,7 @@ def best(p: Row) -> int:
     return int(numbers[np.argmax(p[numbers])]) if numbers.size else 0
 
 
-def sample(
-    p: Row, top_k: int, top_p: np.float32, min_p: np.float32, renormalise: bool, bits: int
-) -> int:
+def sample(p: Row, top_k: int, top_p: np.float32, min_p: np.float32, renormalise: bool, bits: int) -> int:
     if not np.any(p > 0) or top_p <= 0:
         return best(p)
     return draw(p, kept(p, top_k, top_p, min_p, renormalise), bits)

@@ -49,9 +49,7 @@ def _banned(history: Array, words: Array, lengths: Array, vocab: int) -> list[in
 
 
 @op(family="sampling", cases=CASES, tolerance=EXACT, rows=("logits", "history", "bad_words"))
-def apply_bad_words(
-    logits: InOut, history: In, bad_words: In, bad_words_len: In, eos_token_id: In
-) -> None:
+def apply_bad_words(logits: InOut, history: In, bad_words: In, bad_words_len: In, eos_token_id: In) -> None:
     """logits[r, w[L-1]] = -1e10 (-inf in float16) for every word w whose first L-1 tokens end history[r].
 
     logits [n, V] float32 | bfloat16 | float16; history [n, P] int64, padded with -1 at the end (the

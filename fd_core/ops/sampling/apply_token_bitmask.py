@@ -25,7 +25,13 @@ def _case(rows: int, vocab: int, size: int, indices: list[int] | None = None) ->
     return Case(f"{rows}x{vocab}-{size}-{indices}", args, FLOATS)
 
 
-CASES = [_case(0, 3, 3), _case(2, 1, 1), _case(5, 100, 100), _case(5, 100, 70, [4, 1]), _case(3, 64, 64, [])]
+CASES = [
+    _case(0, 3, 3),
+    _case(2, 1, 1),
+    _case(5, 100, 100),
+    _case(5, 100, 70, [4, 1]),
+    _case(3, 64, 64, []),
+]
 CASES += [_case(3, 2000, 1985), _case(2, 40, 0)]
 
 

@@ -36,9 +36,7 @@ CASES += [_case(30, 500, True, True), _case(10, 103424, False)]
 
 @op(
     family="sampling",
-    infer=lambda probs, top_p, top_k, seed, row_seeds, positions: [
-        TensorSpec((probs.shape[0], 1), int64)
-    ],
+    infer=lambda probs, top_p, top_k, seed, row_seeds, positions: [TensorSpec((probs.shape[0], 1), int64)],
     cases=CASES,
     tolerance=EXACT,
     rows=("probs", "top_p", "top_k", "row_seeds", "positions", "samples"),

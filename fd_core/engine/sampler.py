@@ -1,0 +1,194 @@
+"""Sampling of one step: the normative pipeline over ops, each stage only for the rows that need it.
+
+Order: grammar mask; raw log-probabilities are taken; logit bias, allowed tokens; minimum length,
+penalties, bad words; temperature and softmax; min-p, top-k, top-p, draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fd_core.api import dtype as dt
+from fd_core.api.device import DeviceInfo
+from fd_core.api.platform import Platform
+from fd_core.api.tensor import Tensor
+from fd_core.engine.request import TokenLogprobs
+from fd_core.engine.sampling_state import MASKED, RowState, RowTensors
+from fd_core.engine.staging import Scratch, Staged
+
+if TYPE_CHECKING:
+    from fd_core.host.dispatch import Dispatch
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """Per row: the token drawn, and its log-probabilities where they were asked for."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+class Sampler:
+    """Turns logits into tokens. Its buffers persist, and only what changed is sent to the device.
+
+    A row's token depends on its logits, parameters, history, seed and position, never on the batch.
+    """
+
+    def __init__(
+        self, ops: Dispatch, platform: Platform, device: DeviceInfo, vocab_size: int, max_num_seqs: int
+    ) -> None:
+        self.ops = ops
+        self.platform = platform
+        self.device = device
+        self.vocab_size = vocab_size
+        self.max_num_seqs = max_num_seqs
+        self.staged = Staged(platform)
+        self.scratch = Scratch(platform)
+        self._rows: list[RowState] = []  # whose draw parameters are staged
+        self._no_ids = platform.from_host(np.empty((1, 0), np.int64))
+        self._zero = platform.from_host(np.zeros((1, 1), np.int64))
+        self._one = platform.from_host(np.ones((1, 1), np.float32))
+
+    def sample(self, logits: Tensor, rows: list[RowState]) -> SampleResult:
+        """One token per row of `logits` [n, vocab] float32, whose contents are lost."""
+        self._check(logits, rows)
+        self._apply_grammars(logits, rows)
+        drawing = not all(row.needs.greedy for row in rows)
+        scored = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+        raw = self._raw_logits(logits, rows, scored, drawing)
+        self._edit_logits(logits, rows)
+        out = self.scratch.get("tokens", (len(rows),), dt.int64)
+        if drawing:
+            self._draw(logits, rows, out)
+        elif rows:
+            self.ops.argmax(logits, out)
+        tokens = [int(t) for t in self.platform.to_host(out)]
+        return SampleResult(tokens, self._logprobs(raw, rows, scored, tokens))
+
+    def score(self, logits: Tensor, targets: list[int], num_top: int) -> list[TokenLogprobs]:
+        """Log-probabilities of targets[r] and of the `num_top` best under row r, logits untouched."""
+        n, k = len(targets), min(num_top, logits.shape[1])
+        if n == 0:
+            return []
+        tokens = self.staged.put("targets", np.array(targets, np.int64))
+        own, top = self.scratch.get("own", (n,), dt.float32), self.scratch.get("top", (n, k), dt.float32)
+        rank, ids = self.scratch.get("rank", (n,), dt.int64), self.scratch.get("ids", (n, k), dt.int64)
+        self.ops.top_logprobs(logits, tokens, k, own, rank, ids, top)
+        lists = (self.platform.to_host(t).tolist() for t in (own, rank, ids, top))
+        return [TokenLogprobs(*values) for values in zip(*lists, strict=True)]
+
+    def _check(self, logits: Tensor, rows: list[RowState]) -> None:
+        want = (len(rows), self.vocab_size)
+        if logits.shape != want or len(rows) > self.max_num_seqs:
+            raise ValueError(
+                f"sampler: want logits {list(want)} for at most {self.max_num_seqs} rows, "
+                f"have {list(logits.shape)}"
+            )
+
+    def _apply_grammars(self, logits: Tensor, rows: list[RowState]) -> None:
+        guided = [i for i, row in enumerate(rows) if row.bitmask is not None]
+        if not guided:
+            return
+        masks = np.zeros((len(rows), -(-self.vocab_size // 32)), np.int32)
+        for i in guided:
+            words = rows[i].bitmask
+            assert words is not None
+            masks[i, : words.size] = words.reshape(-1)[: masks.shape[1]]
+        indices = self.staged.put("guided", np.array(guided, np.int32))
+        self.ops.apply_token_bitmask(logits, self.staged.put("masks", masks), self.vocab_size, indices)
+
+    def _raw_logits(
+        self, logits: Tensor, rows: list[RowState], scored: list[int], drawing: bool
+    ) -> Tensor | None:
+        """Logits of the scored rows as they are now; copied unless nothing will change them."""
+        if not scored:
+            return None
+        edited = drawing or any(rows[i].needs.edits_logits for i in scored)
+        if not edited and len(scored) == len(rows):
+            return logits
+        raw = self.scratch.get("raw", (len(scored), self.vocab_size), dt.float32)
+        for j, i in enumerate(scored):
+            raw.slice(j, j + 1).copy_from(logits.slice(i, i + 1))
+        return raw
+
+    def _edit_logits(self, logits: Tensor, rows: list[RowState]) -> None:
+        edited = [(i, row) for i, row in enumerate(rows) if row.needs.edits_logits]
+        if not edited:
+            return
+        self._bias(logits, rows)
+        self._allow(logits, rows)
+        for i, row in edited:
+            if row.needs.penalties or row.needs.bad_words:
+                self._use_history(logits.slice(i, i + 1), row)
+
+    def _bias(self, logits: Tensor, rows: list[RowState]) -> None:
+        """The user's bias, and the minimum length as one."""
+        ids, values = [], []
+        for row in rows:
+            late = row.needs.late_ids if row.waits_for_length else row.needs.late_ids[:0]
+            ids.append(np.concatenate([row.needs.bias_ids, late]))
+            held = np.full(late.size, MASKED, np.float32)
+            values.append(np.concatenate([row.needs.bias_values, held]))
+        if any(part.size for part in ids):
+            lists = self._ragged("bias", ids)
+            self.ops.apply_logit_bias(
+                logits, *lists, self.staged.put("bias_values", np.concatenate(values))
+            )
+
+    def _allow(self, logits: Tensor, rows: list[RowState]) -> None:
+        ids = [row.needs.allowed_ids for row in rows]
+        if any(part.size for part in ids):
+            self.ops.apply_allowed_tokens(logits, *self._ragged("allowed", ids))
+
+    def _ragged(self, name: str, ids: list[Array]) -> tuple[Tensor, Tensor]:
+        offsets = np.zeros(len(ids) + 1, np.int32)
+        np.cumsum([part.size for part in ids], out=offsets[1:])
+        flat = self.staged.put(name, np.concatenate(ids))
+        return self.staged.put(f"{name}_offsets", offsets), flat
+
+    def _use_history(self, logits: Tensor, row: RowState) -> None:
+        """Penalties and bad words of one row; `logits` [1, vocab]."""
+        if row.tensors is None:
+            row.tensors = RowTensors.of(row, self.platform)
+        t = row.tensors
+        generated = t.generated.sync(row.generated_ids)
+        if row.needs.penalties:
+            self.ops.get_token_penalty_multi_scores(
+                generated, t.prompt, t.prompt_len, logits, *t.scores, self._one,
+                self._no_ids, self._zero, self._zero, self._zero, t.eos,
+            )  # fmt: skip
+        if row.needs.bad_words:
+            self.ops.apply_bad_words(logits, generated, t.bad_words, t.bad_words_len, t.eos)
+
+    def _draw(self, logits: Tensor, rows: list[RowState], out: Tensor) -> None:
+        put = self.staged.put
+        if rows != self._rows:  # identity: parameters never change during a row's life
+            temperature, top_k, top_p, min_p = zip(*(row.needs.draw for row in rows), strict=True)
+            put("temperature", np.array(temperature, np.float32))
+            put("top_k", np.array(top_k, np.int64))
+            put("top_p", np.array(top_p, np.float32))
+            put("min_p", np.array(min_p, np.float32))
+            put("seed", np.array([row.seed for row in rows], np.int64))
+            self._rows = list(rows)
+        position = put("position", np.array([row.position for row in rows], np.int64))
+        n, get = len(rows), self.staged.get
+        self.ops.temperature_softmax(logits, get("temperature", n), logits)
+        filters = (get("top_k", n), get("top_p", n), get("min_p", n))
+        self.ops.sample_top_k_top_p(logits, *filters, get("seed", n), position, out)
+
+    def _logprobs(
+        self, raw: Tensor | None, rows: list[RowState], scored: list[int], tokens: list[int]
+    ) -> list[TokenLogprobs | None]:
+        found: list[TokenLogprobs | None] = [None] * len(rows)
+        if raw is None:
+            return found
+        wanted = [rows[i].params.logprobs or 0 for i in scored]
+        scores = self.score(raw, [tokens[i] for i in scored], max(wanted))
+        for i, k, s in zip(scored, wanted, scores, strict=True):
+            found[i] = TokenLogprobs(s.logprob, s.rank, s.top_ids[:k], s.top_logprobs[:k])
+        return found
