@@ -77,9 +77,7 @@ class Require:
         """Does `device` meet the architecture and the features?"""
         low, high = self.arch
         verdict = YES
-        if (low is not None and device.arch_rank < low) or (
-            high is not None and device.arch_rank > high
-        ):
+        if (low is not None and device.arch_rank < low) or (high is not None and device.arch_rank > high):
             want = self.arch_name or f"rank {low}..{high}"
             verdict &= Verdict.no(ReasonCode.ARCH, op, want, device.arch)
         missing = self.features - device.features

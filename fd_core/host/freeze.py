@@ -10,10 +10,12 @@ from fd_core.api.device import DeviceInfo
 from fd_core.api.kernel import Kernel
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_core.host.dispatch import Dispatch, FallbackOp, FrozenOp, GuardedOp, resolve
-from fd_core.host.oracle import oracle_kernel
+from fd_core.host.oracle import ORACLE, oracle_kernel
 from fd_core.ops.schema import OpDef
 
 Offer = tuple[Kernel, Verdict]
+#: What resolving a target raises when this build lacks the kernel.
+BIND_ERRORS = (ImportError, AttributeError, RuntimeError, OSError)
 
 
 def offers(op: str, kernels: Iterable[Kernel], device: DeviceInfo) -> list[Offer]:
@@ -67,7 +69,7 @@ def _freeze_op(definition: OpDef, rows: list[Offer], device: DeviceInfo, policy:
     losers = tuple(row for row in rows if row[0] is not best)
     if takes_everything(best, definition):
         return FrozenOp(definition.name, best, bound, losers)
-    if best.provider != "oracle":
+    if best.provider != ORACLE:
         usable.append(oracle_kernel(definition))
     return GuardedOp(definition.spec, tuple(usable), bound, losers, policy, str(device.device))
 
@@ -80,7 +82,7 @@ def _bound(op: str, rows: list[Offer]) -> tuple[list[Offer], Callable[..., Any] 
             break
         try:
             return seen + rows[position:], resolve(kernel.target)
-        except (ImportError, AttributeError, RuntimeError) as error:
+        except BIND_ERRORS as error:
             seen.append((kernel, not_built(op, kernel, error)))
     return seen + rows[len(seen) :], None
 

@@ -63,6 +63,9 @@ class Ledger:
             lines.append(cells)
         return "\n".join(lines) if len(lines) > 1 else ""
 
+    def __str__(self) -> str:
+        return self.text()
+
     @property
     def fallbacks(self) -> int:
         """Calls of all ops that another kernel than the device's best served."""

@@ -9,12 +9,15 @@ from fd_core.api.kernel import Kernel, Numerics, ParamKind
 from fd_core.api.tensor import Tensor
 from fd_core.ops.schema import OpDef
 
+#: Provider name of the oracles.
+ORACLE = "oracle"
+
 
 def oracle_kernel(definition: OpDef) -> Kernel:
     """The kernel record of the oracle: lowest priority, allocates, exact by definition."""
     return Kernel(
         op=definition.name,
-        provider="oracle",
+        provider=ORACLE,
         target=oracle_target(definition),
         priority=-1000,
         numerics=Numerics.BITWISE,

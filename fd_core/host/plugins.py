@@ -218,6 +218,10 @@ class PluginHost:
     def platform_class(self, name: str) -> type[Platform]:
         return self._platforms[name]
 
+    def version_of(self, provider: str) -> str:
+        """Release of the distribution behind a kernel provider; "" if it is not known."""
+        return self._origins[provider].version if provider in self._origins else ""
+
     def origins(self) -> dict[str, Origin]:
         return self._origins
 

@@ -1,0 +1,129 @@
+"""`fd matrix`: every op, dtype and device with the kernel that serves it, or the reasons why none does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fd_core.host.explain import Offer, chosen, dtypes, example, explain
+from fd_core.host.facts import Opened, open_device
+from fd_core.host.jsonable import from_verdict
+from fd_core.host.plugins import PluginHost, plugin_host
+from fd_core.ops.catalogue import catalogue
+from fd_core.ops.schema import OpDef
+
+SCHEMA_VERSION = 1
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReasonRow(_Row):
+    code: str
+    subject: str
+    want: str
+    have: str
+    fix: str
+
+
+class KernelRow(_Row):
+    """A kernel that does not serve the cell though its source might: `built` false, or reasons."""
+
+    provider: str
+    source_supports: bool
+    built: bool
+    reasons: tuple[ReasonRow, ...] = ()
+
+
+class Cell(_Row):
+    """`served`: by a kernel of the platform, by the oracle in its place, or not at all."""
+
+    op: str
+    family: str
+    dtype: str
+    platform: str
+    arch: str
+    served: Literal["kernel", "oracle", "none"]
+    provider: str
+    others: tuple[KernelRow, ...] = ()
+
+
+class Matrix(_Row):
+    """The whole report; `fd matrix --schema` prints its JSON schema."""
+
+    schema_version: int
+    fd_core: str
+    plugins: dict[str, str]
+    cells: tuple[Cell, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--platform", action="append", help="only this platform (default: all usable ones)")
+    parser.add_argument("--op", action="append", help="only this op")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.schema:
+        sys.stdout.write(json.dumps(Matrix.model_json_schema(), indent=2) + "\n")
+        return 0
+    matrix = build(plugin_host(), args.platform, args.op)
+    sys.stdout.write(matrix.model_dump_json(indent=1) + "\n" if args.json else text(matrix))
+    return 0
+
+
+def build(host: PluginHost, platforms: list[str] | None = None, ops: list[str] | None = None) -> Matrix:
+    """Every op of the catalogue (or `ops`) on every usable platform (or `platforms`)."""
+    from fd_core import __version__
+    from fd_core.ops.catalogue import find
+
+    names = platforms or [fact.name for fact in host.facts() if fact.verdict.ok]
+    devices = [open_device(host, name) for name in names]
+    definitions = [find(name) for name in ops] if ops else list(catalogue().values())
+    cells = [cell(d, str(t), device) for d in definitions for t in dtypes(d) for device in devices]
+    versions = {p.found.distribution: p.found.version for p in host.plugins if p.loaded}
+    return Matrix(schema_version=SCHEMA_VERSION, fd_core=__version__, plugins=versions, cells=tuple(cells))
+
+
+def cell(definition: OpDef, dtype: str, device: Opened) -> Cell:
+    from fd_core.api.dtype import dtype as by_name
+
+    rows = explain(definition, device.kernels, device.info, example(definition, by_name(dtype)))
+    winner = chosen(rows)
+    assert winner is not None  # the oracle takes everything
+    return Cell(
+        op=definition.name,
+        family=definition.spec.family,
+        dtype=dtype,
+        platform=device.name,
+        arch=device.info.arch,
+        served="oracle" if winner.is_oracle and not device.oracle_is_native else "kernel",
+        provider=winner.kernel.provider,
+        others=tuple(_other(row) for row in rows if row is not winner and not row.is_oracle),
+    )
+
+
+def _other(row: Offer) -> KernelRow:
+    reasons = tuple(ReasonRow(**reason) for reason in from_verdict(row.verdict))
+    provider = row.kernel.provider
+    return KernelRow(provider=provider, source_supports=row.source.ok, built=row.built.ok, reasons=reasons)
+
+
+def text(matrix: Matrix) -> str:
+    """One line per op and platform; a dash stands for the oracle."""
+    lines = []
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for one in matrix.cells:
+        groups.setdefault((one.op, one.platform, one.arch), []).append(one)
+    for (op, platform, arch), cells in groups.items():
+        served = ", ".join(f"{c.dtype} {c.provider if c.served == 'kernel' else '-'}" for c in cells)
+        lines.append(f"{op:40} {platform + ' ' + arch:18} {served}")
+        for reason in dict.fromkeys(r for c in cells for k in c.others for r in k.reasons):
+            lines.append(f"{'':59} [{reason.code}] want {reason.want}, have {reason.have}")
+    return "\n".join(lines) + "\n"
