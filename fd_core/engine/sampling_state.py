@@ -94,13 +94,13 @@ class TokenHistory:
     def __init__(self, platform: Platform, ids: list[int]) -> None:
         self.platform = platform
         self.length = 0
+        self.host: Array = np.empty(0, np.int64)
         self._reserve(len(ids))
         self.sync(ids)
 
     def _reserve(self, length: int) -> None:
-        capacity = max(64, 1 << max(0, length - 1).bit_length())
-        old = self.host[: self.length] if self.length else np.empty(0, np.int64)
-        self.host = np.full(capacity, -1, np.int64)
+        old = self.host[: self.length]
+        self.host = np.full(max(64, 1 << max(0, length - 1).bit_length()), -1, np.int64)
         self.host[: old.size] = old
         self.device = self.platform.from_host(self.host)
         self._shared = self.device.ptr == self.host.__array_interface__["data"][0]

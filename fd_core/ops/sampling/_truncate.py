@@ -16,7 +16,7 @@ Row = np.ndarray[Any, np.dtype[np.float32]]  # [V]
 MASS_ONE = 2.0**50
 
 
-def weights(p: Row) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def weights(p: Row) -> Any:
     """Integer weights; NaN and negative entries weigh nothing, entries above 1 as much as 1."""
     clean = np.where(p > 0, np.minimum(p, np.float32(1)), np.float32(0))
     return np.rint(clean.astype(np.float64) * MASS_ONE).astype(np.uint64)

@@ -23,7 +23,10 @@ def _case(rows: int, vocab: int, history: int, kind: str = "") -> Case:
         slots = rows + 1
         pre = rng.integers(-vocab, vocab + 3, (slots, history))
         scores = np.dtype(np.float32) if kind == "float32" else dtype
-        column = lambda low, high, of: rng.uniform(low, high, (slots, 1)).astype(of)  # noqa: E731
+
+        def column(low: float, high: float, of: Any) -> Array:
+            return rng.uniform(low, high, (slots, 1)).astype(of)
+
         temperature = column(0.3, 1.5, np.float32)
         temperature[::2] = 1
         return {

@@ -56,7 +56,11 @@ def rejection_top_p_sampling(
     "take the device's generator" is resolved by the caller, who owns the generator.
     """
     for r, row in enumerate(probs):
-        key = (seed, 0, r) if row_seeds is None else (int(row_seeds[r]), int(positions[r]), 0)
+        key = (
+            (seed, 0, r)
+            if row_seeds is None or positions is None
+            else (int(row_seeds[r]), int(positions[r]), 0)
+        )
         k = 0 if top_k is None else int(top_k.reshape(-1)[r])
         off = np.float32(0)
         samples[r] = sample(row, k, top_p.reshape(-1)[r], off, False, philox_bits(*key))

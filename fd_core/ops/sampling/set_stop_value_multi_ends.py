@@ -14,7 +14,10 @@ from fd_core.ops.schema import EXACT, Array, Case, In, InOut, op
 def _case(rows: int, num: int, length: int, beam: bool = False) -> Case:
     def args(rng: np.random.Generator, dtype: np.dtype[Any]) -> dict[str, Any]:
         slots = rows + 1
-        small = lambda *shape: rng.integers(0, 4, shape)  # noqa: E731
+
+        def small(*shape: int) -> Array:
+            return rng.integers(0, 4, shape)
+
         return {
             "topk_ids": small(rows, 1),
             "stop_flags": rng.random((slots, 1)) < 0.3,
