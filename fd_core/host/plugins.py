@@ -194,8 +194,20 @@ class PluginHost:
         found = [cls for _, cls in self._collect("fd_quant_methods", QuantMethod, device=device)]
         return {cls.name: cls for cls in sorted([*own, *found], key=lambda cls: cls.priority)}
 
+    def models(self) -> dict[str, str]:
+        """Architectures that plug-ins add: name in config.json -> "module:class"."""
+        return {name: target for _, (name, target) in self._items("fd_models")}
+
+    def _items(self, hook: str) -> Iterator[tuple[Plugin, tuple[str, Any]]]:
+        """What hooks that return mappings offer."""
+        for plugin in self.plugins:
+            if plugin.loaded and plugin.module is not None:
+                found, verdict = ask(self._manager, plugin.found, plugin.module, hook)
+                plugin.record(hook, verdict)
+                yield from ((plugin, item) for item in (found or {}).items())
+
     def checks(self, device: DeviceInfo) -> list[tuple[Plugin, str, Verdict]]:
-        """The plug-ins' own checks, for `fd doctor`."""
+        """The plug-ins' own checks of their devices, for `fd doctor`."""
         return [(p, *row) for p, row in self._collect("fd_doctor", tuple, device=device)]
 
     def extensions(self, hook: str) -> dict[str, Any]:
@@ -207,6 +219,10 @@ class PluginHost:
                 plugin.record(hook, verdict)
                 merged.update(answer or {})
         return merged
+
+    def probe_apart(self, plugin: Plugin) -> ProbeResult:
+        """A fresh probe in a process of its own, whatever the environment says of this plug-in."""
+        return probing.probe_in_subprocess(plugin.found, self._timeout)
 
     # -- platforms -----------------------------------------------------------------------------------
 
