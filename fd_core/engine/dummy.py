@@ -23,12 +23,14 @@ from fd_core.engine.sequence import Sequence
 from fd_core.models.base import CausalLM
 
 Mode = Literal["prefill", "decode", "mixed"]
+PHASES: tuple[Mode, ...] = ("prefill", "decode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
 class DummyReport:
-    """`tokens` run through the model, seconds in all and by phase, bytes at the peak (device memory,
-    or the process's where memory is the host's), and whether every logit was finite."""
+    """`tokens` run through the model, seconds in all; both by phase of the step (a mixed step has
+    prefill and decode rows); bytes at the peak (of the device, or of the process where memory is the
+    host's); whether every logit was finite."""
 
     tokens: int
     wall_time: float
@@ -66,21 +68,20 @@ class DummyRunner:
         decode_len = 0 if mode == "prefill" else decode_len
         seqs = self._sequences(lengths, decode_len, seed)
         runner, scheduler = self._private(seqs)
-        times = {"prefill": 0.0, "decode": 0.0}
-        tokens = {"prefill": 0, "decode": 0}
+        times = dict.fromkeys(PHASES, 0.0)
+        tokens = dict.fromkeys(PHASES, 0)
         finite: list[bool] = []
         runner.on_logits = lambda logits: finite.append(self._finite(logits))
         started = time.perf_counter()
         while any(seq.finish is None for seq in seqs):
             plan = scheduler.schedule()
-            phase = "decode" if all(item.seq.in_decode for item in plan.items) else "prefill"
+            phase = _phase(plan)
             begun = time.perf_counter()
             self._step(runner, scheduler, plan)
             times[phase] += time.perf_counter() - begun
             tokens[phase] += plan.num_tokens
-        counted = [mode] if mode == "decode" else list(tokens)
         return DummyReport(
-            tokens=sum(tokens[phase] for phase in counted),
+            tokens=tokens["decode"] if mode == "decode" else sum(tokens.values()),
             wall_time=time.perf_counter() - started,
             per_phase_time=times,
             per_phase_tokens=tokens,
@@ -161,3 +162,8 @@ class DummyRunner:
         if "host_memory" in device.features:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return self.model.context.platform.memory().used
+
+
+def _phase(plan: StepPlan) -> Mode:
+    decoding = [item.seq.in_decode for item in plan.items]
+    return "decode" if all(decoding) else "mixed" if any(decoding) else "prefill"
