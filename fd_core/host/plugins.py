@@ -21,7 +21,7 @@ from fd_core.host.ledger import Origin
 from fd_core.host.probe import Probed, ProbeResult
 from fd_core.host.probe_cache import ProbeCache, cache_folder, key
 from fd_core.host.reference import ReferencePlatform
-from fd_core.host.register import ask, check_platforms, load, new_manager
+from fd_core.host.register import ask, check_platforms, implements, load, new_manager
 from fd_core.host.select import PlatformFact
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ class Plugin:
         return self.module is not None and self.verdict.ok
 
     def record(self, name: str, verdict: Verdict, started: float | None = None) -> bool:
+        """Keep a step's outcome; a hook that is asked again replaces its last one."""
         seconds = 0.0 if started is None else time.perf_counter() - started
+        self.steps = [step for step in self.steps if step.name != name]
         self.steps.append(Step(name, verdict, seconds))
         return verdict.ok
 
@@ -152,7 +154,9 @@ class PluginHost:
             return plugin.record("binary", YES)
         started = time.perf_counter()
         stamp, verdict = ask(self._manager, plugin.found, plugin.module, "fd_stamp")
-        if verdict.ok and stamp is not None:
+        if not implements(self._manager, plugin.module, "fd_stamp"):
+            verdict = _no_stamp(plugin.found)
+        elif verdict.ok and stamp is not None:
             verdict = same_stamp(plugin.found, wanted, stamp)
         return plugin.record("binary", verdict, started)
 
@@ -248,6 +252,11 @@ def _check_item(found: Found, hook: str, kind: type, item: Any) -> Verdict:
         return YES
     fix = f"report it to the authors of {found.distribution}"
     return Verdict.no(ReasonCode.REGISTER, f"{hook} of {found}", f"a {kind.__name__}", repr(item), fix)
+
+
+def _no_stamp(found: Found) -> Verdict:
+    fix = f"report it to the authors of {found.distribution}"
+    return Verdict.no(ReasonCode.ABI, str(found), "a hook fd_stamp", "no fd_stamp", fix)
 
 
 def same_stamp(found: Found, manifest: dict[str, Any], binary: dict[str, Any]) -> Verdict:

@@ -58,6 +58,10 @@ def _hook_fix(error: BaseException) -> str:
     return f"rename {wrong} to {near[0]}" if near else f"hooks are {', '.join(known)}"
 
 
+def implements(manager: pluggy.PluginManager, module: ModuleType, hook: str) -> bool:
+    return any(impl.plugin is module for impl in getattr(manager.hook, hook).get_hookimpls())
+
+
 def ask(
     manager: pluggy.PluginManager, found: Found, module: ModuleType, hook: str, **facts: Any
 ) -> tuple[Any, Verdict]:
