@@ -32,10 +32,11 @@ inline float clamp(float x, float lo, float hi) {
   return a > hi ? hi : a;
 }
 
-// Lanes of `yes` where x < limit, of `no` elsewhere and where x is NaN.
+// Lanes of `yes` where x < limit, of `no` elsewhere and where x is NaN; x >= 0, limit > 0. By the
+// sign of a difference of bits: GCC 12 takes a comparison wider than a register apart.
 inline float pick_below(float x, float limit, float yes, float no) { return x < limit ? yes : no; }
 inline vf pick_below(vf x, float limit, vf yes, vf no) {
-  const vu mask = reinterpret_cast<vu>(x < splat(limit));
+  const vu mask = reinterpret_cast<vu>(reinterpret_cast<vi>(bits_of(x) - as_bits(limit)) >> 31);
   return float_of((bits_of(yes) & mask) | (bits_of(no) & ~mask));
 }
 

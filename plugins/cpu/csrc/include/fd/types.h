@@ -86,10 +86,15 @@ inline vf load16(const float* p) {
   return v;
 }
 inline vf load16(const bf16* p) {
+#if defined(__AVX512F__)  // GCC 12 widens a vh in two halves and joins them
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return reinterpret_cast<vf>(reinterpret_cast<vu>(_mm512_maskz_cvtepu16_epi32(0xffff, h)) << 16);
+#else
   vh h;
   std::memcpy(&h, p, 32);
   const vu u = __builtin_convertvector(h, vu) << 16;
   return reinterpret_cast<vf>(u);
+#endif
 }
 inline vf load16(const f16* p) {
 #if defined(__AVX512F__)
@@ -106,10 +111,21 @@ inline void store16(float* p, vf v) { std::memcpy(p, &v, 64); }
 inline void store16(bf16* p, vf v) {
   const vu u = reinterpret_cast<vu>(v);
   const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+#if defined(__AVX512F__)
+  const __mmask16 nan =
+      _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(v), _CMP_UNORD_Q);
+  const __m512i narrow =
+      _mm512_mask_or_epi32(reinterpret_cast<__m512i>(rounded), nan,
+                           reinterpret_cast<__m512i>(u >> 16), _mm512_set1_epi32(0x40));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, narrow));
+#else
   const vu quiet = (u >> 16) | 0x40u;
-  const vu is_nan = reinterpret_cast<vu>((u & 0x7fffffffu) > 0x7f800000u);
+  // All ones where |v| > inf, by sign: GCC 12 takes a comparison wider than a register apart.
+  const vu is_nan =
+      reinterpret_cast<vu>(reinterpret_cast<vi>(0x7f800000u - (u & 0x7fffffffu)) >> 31);
   const vh h = __builtin_convertvector((rounded & ~is_nan) | (quiet & is_nan), vh);
   std::memcpy(p, &h, 32);
+#endif
 }
 inline void store16(f16* p, vf v) {
 #if defined(__AVX512F__)
