@@ -23,8 +23,7 @@ MAX_ENUM = 5000  # values of one enum or choice: compile time grows with them
 MAX_DEPTH = 64  # nesting of a JSON schema
 CACHED_GRAMMARS = 256
 
-#: Work of one grammar: some 20 ms to build its lexer, some 15 ms and 50,000 items a step, 50 MB of states.
-_LIMITS = {"max_lexer_states": 25_000, "verbose_errors": False}
+MAX_LEXER_STATES = 25_000  # 1 to 2 kB each; llguidance's other defaults allow some 15 ms a step
 
 
 class GuidedError(ValueError):
@@ -95,7 +94,7 @@ class GuidedCompiler:
         import llguidance
 
         grammar = grammar_of(kind, text)
-        limits = llguidance.LLParserLimits(**_LIMITS)
+        limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise GuidedError(f"{kind}: {matcher.get_error()}")
