@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fd_core.api.dtype import FLOATS
+from fd_core.layers.rotary import RotaryError, frequencies, rotary_dim
 from fd_core.models.config import ModelConfig
 
 #: Keys and the values at which they do nothing (a missing key or null always does nothing).
@@ -32,6 +33,7 @@ def common_limits(config: ModelConfig) -> Iterator[str]:
         yield f"hidden_act: want silu, have {config.hidden_act!r}"
     if config.dtype not in {str(d) for d in FLOATS}:
         yield f"dtype: want one of {', '.join(map(str, FLOATS))}, have {config.dtype!r}"
+    yield from _rotary(config)
     kinds = set(config.layer_types or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         yield f"layer_types: want full_attention or sliding_attention, have {', '.join(sorted(kinds))}"
@@ -55,6 +57,13 @@ def _sizes(config: ModelConfig) -> Iterator[str]:
         yield f"layer_types: want {config.num_hidden_layers} entries, have {len(config.layer_types)}"
     if config.use_sliding_window and config.sliding_window is None:
         yield "sliding_window: want a number of tokens with use_sliding_window, have null"
+
+
+def _rotary(config: ModelConfig) -> Iterator[str]:
+    try:
+        frequencies(config.rope, rotary_dim(config.rope, config.head_dim), config.max_model_len)
+    except RotaryError as error:
+        yield f"rope_parameters: {error}"
 
 
 def dense_only(config: ModelConfig) -> Iterator[str]:

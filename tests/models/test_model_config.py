@@ -131,7 +131,8 @@ def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act: want silu, have 'gelu'"),
         ({"dtype": "int8", "torch_dtype": None}, "dtype: want one of .*bfloat16.*have 'int8'"),
         ({"num_attention_heads": 6, "num_key_value_heads": 4}, "want a multiple of num_key_value_heads"),
-        ({"head_dim": 9}, "head_dim: want an even number, have 9"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type: want one of .*have 'longrope'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "want a number > 0 for 'factor'"),
         ({"layer_types": ["linear_attention"] * 4}, "layer_types: want full_attention"),
         ({"layer_types": ["full_attention"]}, "layer_types: want 4 entries, have 1"),
         ({"use_sliding_window": True}, "sliding_window: want a number"),
@@ -145,6 +146,10 @@ def test_what_would_be_computed_wrongly_is_refused(changes: dict[str, Any], why:
     found = list(common_limits(config(**changes)))
     assert len(found) == 1
     assert re.search(why, found[0])
+
+
+def test_an_odd_head_is_refused() -> None:
+    assert any("head_dim: want an even number, have 9" in text for text in common_limits(config(head_dim=9)))
 
 
 def test_neutral_settings_pass() -> None:
