@@ -8,8 +8,9 @@ from typing import Any
 
 from fd_core.api.device import DeviceInfo
 from fd_core.api.kernel import Kernel
-from fd_core.api.verdict import ReasonCode, Verdict
+from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.host.dispatch import Dispatch, FallbackOp, FrozenOp, GuardedOp, resolve
+from fd_core.host.errors import PlatformError
 from fd_core.host.oracle import ORACLE, oracle_kernel
 from fd_core.ops.schema import OpDef
 
@@ -45,9 +46,10 @@ def freeze(
     missing: dict[str, Verdict] = {}
     for name, definition in ops.items():
         rows = offers(name, by_op[name], device)
-        rows = _preferred(rows, (prefer or {}).get(name))
-        if oracle_is_native:
-            rows.append((oracle_kernel(definition), Verdict()))
+        wanted = (prefer or {}).get(name)
+        if oracle_is_native or wanted == ORACLE:
+            rows.append((oracle_kernel(definition), YES))
+        rows = _preferred(name, rows, wanted)
         frozen = _freeze_op(definition, rows, device, policy)
         if isinstance(frozen, Verdict):
             missing[name] = frozen
@@ -56,8 +58,16 @@ def freeze(
     return Dispatch(str(device.device), table, missing)
 
 
-def _preferred(rows: list[Offer], provider: str | None) -> list[Offer]:
-    return sorted(rows, key=lambda row: row[0].provider != provider) if provider else rows
+def _preferred(op: str, rows: list[Offer], provider: str | None) -> list[Offer]:
+    """The user's provider first. PlatformError if it has no kernel of this op."""
+    if provider is None:
+        return rows
+    providers = [kernel.provider for kernel, _ in rows]
+    if provider not in providers:
+        want = f"a provider of {op} (oracle, {', '.join(providers)})"
+        verdict = Verdict.no(ReasonCode.POLICY, "FD_KERNELS", want, repr(provider), "name another one")
+        raise PlatformError(str(verdict), verdict)
+    return sorted(rows, key=lambda row: row[0].provider != provider)
 
 
 def _freeze_op(definition: OpDef, rows: list[Offer], device: DeviceInfo, policy: str) -> FrozenOp | Verdict:

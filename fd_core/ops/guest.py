@@ -34,9 +34,9 @@ class _DLTensor(ctypes.Structure):
     )
 
 
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.c_void_p
-_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+#: A prototype of our own: the argument types of `ctypes.pythonapi`'s functions are shared by everybody.
+_POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+_capsule_pointer = _POINTER(("PyCapsule_GetPointer", ctypes.pythonapi))
 
 
 def is_tensor(value: Any) -> bool:
