@@ -77,6 +77,7 @@ class EngineOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """News of one completion (`index` of n) since the last message; exactly one has a finish reason.
 
     `prompt_logprobs` comes once, with the first message: None for the first prompt token.
+    The token that ended a completion is the last of `token_ids` and is named by `stop_token_id`.
     `error` explains finish reason ERROR (or a refusal at admission, then with `refused`).
     """
 

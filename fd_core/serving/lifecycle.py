@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import uvicorn
 
@@ -16,11 +16,10 @@ from fd_core.serving.errors import unavailable
 from fd_core.serving.http.auth import KeyRing
 from fd_core.serving.inputs.text_model import TextModel
 from fd_core.serving.monitor import Monitor
-from fd_core.serving.reasoning import ReasoningParserManager
+from fd_core.serving.parsers import with_parsers
 from fd_core.serving.state import Phase, Served, ServerState
-from fd_core.serving.tools import ToolParserManager
 
-Progress = Callable[[dict[str, Any]], None]
+Progress = Callable[[str], None]
 EngineFactory = Callable[[Progress], Awaitable[EngineClient]]
 log = logger("serving")
 FLUSH_SECONDS = 2.0  # for error events to reach their clients
@@ -48,8 +47,8 @@ class Lifecycle:
         work = asyncio.create_task(self._work())
         try:
             await self._server.serve()
-            if not self._server.started:
-                self.exit_code = 1
+        except SystemExit:  # uvicorn's word for a port that cannot be had; it has logged why
+            self.exit_code = 1
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
@@ -57,6 +56,9 @@ class Lifecycle:
         return self.exit_code
 
     def _listen(self) -> None:
+        """Signals, where we have the main thread; an embedding program sends none."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
@@ -89,7 +91,7 @@ class Lifecycle:
             asyncio.to_thread(TextModel.load, config.model_dir, chat_template=config.chat_template)
         )
         try:
-            self._engine = await self._factory(self._state.progress.update)
+            self._engine = await self._factory(self._progress)
             text = await reading
         finally:
             reading.cancel()
@@ -99,6 +101,10 @@ class Lifecycle:
         seconds = round(time.monotonic() - started, 2)
         log.info("model loaded", extra={**fields, "max_model_len": info.max_model_len, "seconds": seconds})
         return served
+
+    def _progress(self, step: str) -> None:
+        """What the loader is doing, for `/health/ready`."""
+        self._state.progress["step"] = step
 
     async def died(self, why: str) -> None:
         """Tell everybody, stay a moment so that probes see it, leave with code 1."""
@@ -150,16 +156,3 @@ class Lifecycle:
             await asyncio.wait_for(self._engine.close(), CLOSE_SECONDS)
         except Exception as error:
             log.warning("closing the engine failed: %s: %s", type(error).__name__, error)
-
-
-def with_parsers(engine: EngineClient, text: TextModel, reasoning: str | None, tools: str | None) -> Served:
-    """Parsers by name; unnamed ones follow from the template (`<think>`, `<tool_call>`); "none" is off."""
-    if text.template is not None:
-        reasoning = reasoning or ("think" if text.template.takes("</think>") else None)
-        tools = tools or ("hermes" if text.template.takes("<tool_call>") else None)
-    return Served(
-        engine,
-        text,
-        ReasoningParserManager.get(reasoning)(text.tokenizer) if reasoning not in (None, "none") else None,
-        ToolParserManager.get(tools)(text.tokenizer) if tools not in (None, "none") else None,
-    )

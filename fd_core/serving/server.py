@@ -82,8 +82,9 @@ def serve(config: ServeConfig, engine_factory: EngineFactory) -> int:
     """
     keys = key_ring(config)
     config.check_exposure(bool(keys))
+    main = serve_async(config, engine_factory, keys)
     if os.name == "posix":
         import uvloop
 
-        uvloop.install()
-    return asyncio.run(serve_async(config, engine_factory, keys))
+        return uvloop.run(main)
+    return asyncio.run(main)

@@ -69,8 +69,9 @@ class ServerState:
         raise unavailable(f"the server is {self.phase.value}: {self.detail}", code[self.phase], retry)
 
     def set_phase(self, phase: Phase, detail: str = "") -> None:
-        """Forward only; death is final."""
-        if self.phase is Phase.DEAD:
+        """Forward only: a server that is draining does not become ready again."""
+        order = list(Phase)
+        if order.index(phase) <= order.index(self.phase):
             return
         self.phase, self.detail = phase, detail
         self.metrics.engine.up = phase in (Phase.READY, Phase.LEAVING, Phase.DRAINING)

@@ -1,4 +1,4 @@
-"""The two static files: the playground page and the OpenAPI description."""
+"""The playground page and the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -48,4 +48,6 @@ async def playground(state: ServerState, call: Call) -> None:
 
 
 async def openapi(state: ServerState, call: Call) -> None:
-    await call.respond(static("openapi.json"))
+    from fd_core.serving.openapi import document
+
+    await call.reply(document())

@@ -76,15 +76,15 @@ class TextTokenizer:
     def _token_bytes(self, token: int) -> bytes:
         """The bytes one token stands for, also where they are no whole character."""
         if token in self._added:
-            return self._added[token].encode()
-        piece = self._marked.id_to_token(token)
+            return str(self._added[token]).encode()
+        piece: str | None = self._marked.id_to_token(token)
         if piece is None:
             return b""
         if '"ByteLevel"' in self._decoder:
-            return _from_stand_ins(str(piece))
+            return _from_stand_ins(piece)
         if (found := BYTE_TOKEN.match(piece)) and '"ByteFallback"' in self._decoder:
             return bytes([int(found[1], 16)])
-        return str(piece).replace("\u2581", " ").encode()
+        return piece.replace("\u2581", " ").encode()
 
     def token_text(self, token: int) -> str:
         """How log-probabilities show a token: its text, or `bytes:\\xNN...` for part of a character."""
