@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from model import Qwen3, Shape
+from notices import notices
 from safetensors.torch import load_file
 from sources import Source, all_sources
 from tokenizer import END_OF_TEXT, END_OF_TURN, SPECIALS, START_OF_TURN
@@ -45,10 +46,10 @@ not meant for any use where that matters.
 
 ## Sources
 
-All text comes from documentation in Debian 12 "main" packages. `heldout.txt` holds excerpts of
-whole documents from packages marked *; none of their paragraphs was used for training. It is
-distributed under the licences of those packages, whose notices are in each Debian package's
-`copyright` file. A few chat examples (greetings, who the model is) were written for this project.
+All text comes from documentation in Debian 12 "main" packages. `heldout.txt` holds the prose of
+whole documents from some of the packages marked *; none of its paragraphs was used for training.
+It is distributed under those packages' licences: `HELDOUT_NOTICE.txt` names its documents and gives
+their copyright notices. A few chat examples (greetings, who the model is) were written for this project.
 
 | package | version | licence |
 | --- | --- | --- |
@@ -143,6 +144,7 @@ def export(work: Path, run: Path, out: Path) -> None:
     write_json(out / "config.json", model_config(shape))
     write_json(out / "generation_config.json", generation_config())
     write_json(out / "tokenizer_config.json", tokenizer_config(shape))
+    (out / "HELDOUT_NOTICE.txt").write_text(notices(work))
     own = load_own(shape, out / "model.safetensors")
     parameters = sum(param.numel() for param in own.parameters())
     (out / "MODEL_CARD.md").write_text(card(work, run, shape, parameters))
