@@ -4,7 +4,7 @@
                                       [--no-torch] [--out benchmarks/results/linear-NAME.json]
 
 Weights rotate through at least 256 MiB, so that every call reads them from memory. Ours and torch's
-calls alternate in this process, on as many threads as the process may use processors, and the ceilings (memory
+calls alternate in this process, on as many threads as it may use processors; the ceilings (memory
 reads in four streams a thread; float32 multiply-adds) are measured again beside every cell.
 `share` = the larger of (weight bytes / read ceiling) and (flops / multiply-add ceiling), over our time;
 minima are used on both sides, medians are recorded too.
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from fd_core.api import dtype as dt
-from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_cpu import library
 from fd_cpu.platform import CPUPlatform, processor_name
 from fd_cpu.quant import packed_spec
+
+from fd_core.api import dtype as dt
+from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 
 SHAPES = {
     "qkv": (1024, 4096),
@@ -221,8 +221,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     ceilings = Ceilings()
+    heads = ("shape", "rows", "dtype", "ours us", "(median)", "torch us", "(median)", "ratio")
     print(
-        "shape    rows dtype         ours us (  median)   torch us (  median)  ratio   GB/s      GFLOP/s   share"
+        "{:8} {:4} {:9} {:>10} {:>10} {:>10} {:>10} {:>6}".format(*heads),
+        "  GB/s of       GFLOP/s of   share",
     )
     table = []
     for name in args.dtypes.split(","):

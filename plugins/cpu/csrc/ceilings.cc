@@ -7,9 +7,9 @@
 namespace fd {
 namespace {
 
-constexpr int kStreams = 4;      // read streams of a thread
-constexpr int kChains = 12;      // independent multiply-adds: latency times ports of any core
-constexpr int64_t kLine = 64;    // bytes
+constexpr int kStreams = 4;       // read streams of a thread
+constexpr int kChains = 12;       // independent multiply-adds: latency times ports of any core
+constexpr int64_t kLine = 64;     // bytes
 constexpr int64_t kBatch = 1024;  // multiply-adds of each chain in one unit of work
 
 // Sum of all lines: four streams side by side, each prefetched 2 KiB ahead.
@@ -27,7 +27,8 @@ vu read_part(const char* from, int64_t bytes) {
 
 gemm::vw multiply_add(int64_t steps, float scale, float add) {
   gemm::vw chain[kChains], sum = {};
-  for (int c = 0; c < kChains; ++c) chain[c] = gemm::vw{} + static_cast<float>(c);  // not to be merged
+  for (int c = 0; c < kChains; ++c)
+    chain[c] = gemm::vw{} + static_cast<float>(c);  // not to be merged
   for (int64_t i = 0; i < steps; ++i)
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c) chain[c] = chain[c] * scale + (gemm::vw{} + add);
@@ -52,7 +53,8 @@ void ceiling_read(Tensor buffer, Tensor out) {
 }
 FD_EXPORT(ceiling_read)
 
-// 2 * 12 * lanes * 1024 * `batches` float32 operations, `lanes` (the vector width) into out [1] int32.
+// 2 * 12 * lanes * 1024 * `batches` float32 operations, `lanes` (the vector width) into out [1]
+// int32.
 void ceiling_fma(int64_t batches, Tensor out) {
   Check{"ceiling_fma", "out", out}.rank(1).dim(0, 1).dtype<int32_t>("int32");
   out.data<int32_t>()[0] = gemm::kWidth;

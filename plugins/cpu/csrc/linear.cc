@@ -1,6 +1,8 @@
-// Linear layer over plain weights [N, K], widened and transposed on the way: for guests, and wherever
-// packing once does not pay. Same sums as linear_packed, bit for bit.
+// Linear layer over plain weights [N, K], widened and transposed on the way: for guests, and
+// wherever packing once does not pay. Same sums as linear_packed, bit for bit.
 #include "fd/linear.h"
+
+#include "fd/dense_blocks.h"
 
 namespace fd {
 namespace {

@@ -1,33 +1,11 @@
 // Linear layer over weights packed once by pack_linear_weight: what the engine runs.
-#include "fd/dense.h"
+#include "fd/dense_stream.h"
 #include "fd/linear.h"
 
 namespace fd {
 namespace {
 
 using gemm::kPanel;
-
-template <typename T>
-struct Packed {
-  const T* w;
-  int64_t depth;
-
-  void fill(int64_t panel, int64_t k0, int64_t kc, float* to) const {
-    const T* row = w + (panel * depth + k0) * kPanel;
-    for (int64_t k = 0; k < kc; ++k, row += kPanel, to += kPanel)
-      for (int s = 0; s < gemm::kSubs; ++s) {
-        const gemm::Pair pair = gemm::load_pair(row, s);
-        std::memcpy(to + s * gemm::kWidth, &pair.lo, sizeof(pair.lo));
-        std::memcpy(to + 16 + s * gemm::kWidth, &pair.hi, sizeof(pair.hi));
-      }
-  }
-};
-
-template <typename T>
-void run(const gemm::Job& job, const T* w) {
-  if (job.rows <= gemm::kStreamRows) return gemm::run_stream(job, w);
-  gemm::run_blocks(job, Packed<T>{w, job.depth});
-}
 
 // Place of column j in a panel row; see gemm.h.
 template <typename T>
@@ -78,7 +56,7 @@ void linear_packed(Tensor x, Tensor packed, OptTensor bias, Tensor out) {
   Check{op, "packed", packed}.dim(0, gemm::panels_of(out.size(1)));
   dispatch_float(op, "packed", packed, [&](auto tag) {
     const auto* w = packed.data<decltype(tag)>();
-    gemm::for_row_chunks(x, sink, [&](const gemm::Job& job) { run(job, w); });
+    gemm::for_row_chunks(x, sink, [&](const gemm::Job& job) { gemm::run_stream(job, w); });
   });
 }
 FD_EXPORT(linear_packed)

@@ -17,7 +17,7 @@
 #include <immintrin.h>
 #define FD_PAUSE() _mm_pause()
 #elif defined(__aarch64__)
-#define FD_PAUSE() asm volatile("yield")
+#define FD_PAUSE() ([] { asm volatile("yield"); }())
 #else
 #define FD_PAUSE() ((void)0)
 #endif
@@ -28,8 +28,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// A step issues hundreds of short regions in a row: workers look for the next one this long before they
-// sleep, at first without giving the core away. An idle engine leaves the cores to the server.
+// A step issues hundreds of short regions in a row: workers look for the next one this long before
+// they sleep, at first without giving the core away. An idle engine leaves the cores to the server.
 constexpr microseconds kSpin{60}, kAwake{300};
 constexpr int kPauses = 32;  // between two looks at the clock
 
@@ -59,7 +59,9 @@ class Pool {
 
   ~Pool() {
     stopping_.store(true);
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
     for (auto& worker : workers_) worker.join();
   }
@@ -72,7 +74,9 @@ class Pool {
     const uint32_t generation = Ticket{ticket_.load(std::memory_order_relaxed)}.generation() + 1;
     ticket_.store(Ticket::open(generation, static_cast<uint32_t>(parts)).word);
     if (sleepers_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }  // whoever counted itself now waits, or sees the word
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+      }  // whoever counted itself now waits, or sees the word
       wake_.notify_all();
     }
     while (take_part()) {
@@ -87,12 +91,14 @@ class Pool {
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(static_cast<size_t>(cpu), &set);
-    pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);  // a refusal costs speed alone
+    pthread_setaffinity_np(thread.native_handle(), sizeof(set),
+                           &set);  // a refusal costs speed alone
 #endif
   }
 
-  // Runs one unclaimed part of the open region; false when there is none. The region's fields are read
-  // only while a part of it is claimed and not done: `run` changes them after all parts are done.
+  // Runs one unclaimed part of the open region; false when there is none. The region's fields are
+  // read only while a part of it is claimed and not done: `run` changes them after all parts are
+  // done.
   bool take_part() {
     Ticket t{ticket_.load(std::memory_order_acquire)};
     do {
@@ -208,7 +214,8 @@ namespace fd {
 void set_threads(int64_t n) { set_num_threads(static_cast<int>(n)); }
 FD_EXPORT(set_threads)
 
-// Worker i runs on cpus[i % count] from now on; the calling thread (worker 0) is not moved. Empty: free.
+// Worker i runs on cpus[i % count] from now on; the calling thread (worker 0) is not moved. Empty:
+// free.
 void set_affinity(Tensor cpus) {
   Check{"set_affinity", "cpus", cpus}.rank(1).dtype<int32_t>("int32").contiguous();
   std::lock_guard<std::mutex> lock(region_mutex);

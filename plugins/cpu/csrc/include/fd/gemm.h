@@ -1,8 +1,8 @@
 // Micro-kernels of dense products: the lanes are output columns.
 //
-// Every output element is one chain acc = fma(x[k], w[k], acc) over k = 0 .. K-1, begun at zero. Blocks
-// of K continue the chain through float32 memory, so a row's result depends neither on the other rows
-// nor on the blocking nor on the thread count.
+// Every output element is one chain acc = fma(x[k], w[k], acc) over k = 0 .. K-1, begun at zero.
+// Blocks of K continue the chain through float32 memory, so a row's result depends neither on the
+// other rows nor on the blocking nor on the thread count.
 //
 // Weights lie in panels of 32 columns, [panels][K][32]. A bfloat16 panel row interleaves its halves
 // (column j beside column 16 + j): one 32-bit lane then yields both with a shift and a mask.
@@ -23,12 +23,12 @@ constexpr int kWidth = 4, kAccumulators = 24;
 #else
 constexpr int kWidth = 4, kAccumulators = 12;
 #endif
-constexpr int kPanel = 32;                    // columns of a panel
-constexpr int kSubs = 16 / kWidth;            // a sub is a vector of either half: columns sV and 16 + sV
-constexpr int kMaxRows = kAccumulators / 2;   // rows of the tallest tile
-constexpr int kBlockK = 256;                  // k steps between two trips through memory
-constexpr int kStrideX = kBlockK + 16;        // padded: rows of x at 4 KiB strides share a cache set
-constexpr int kAhead = 2048;                  // bytes a weight stream is prefetched ahead
+constexpr int kPanel = 32;          // columns of a panel
+constexpr int kSubs = 16 / kWidth;  // a sub is a vector of either half: columns sV and 16 + sV
+constexpr int kMaxRows = kAccumulators / 2;  // rows of the tallest tile
+constexpr int kBlockK = 256;                 // k steps between two trips through memory
+constexpr int kStrideX = kBlockK + 16;       // padded: rows of x at 4 KiB strides share a cache set
+constexpr int kAhead = 8192;                 // bytes prefetched ahead, shared by a tile's streams
 
 typedef float vw __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t vwu __attribute__((vector_size(4 * kWidth)));
@@ -76,8 +76,8 @@ constexpr int units(int rows) {
 constexpr int subs_at_once(int rows) { return units(rows) < kSubs ? units(rows) : kSubs; }
 constexpr int panels_at_once(int rows) { return units(rows) / subs_at_once(rows); }
 
-// The accumulators of one tile: P panels x S subs x R rows x both halves, kept in registers (every loop
-// over them has constant bounds and is unrolled).
+// The accumulators of one tile: P panels x S subs x R rows x both halves, kept in registers (every
+// loop over them has constant bounds and is unrolled).
 template <int P, int S, int R>
 struct Accumulators {
   static constexpr int kCount = P * S * R * 2;
@@ -111,9 +111,9 @@ struct Accumulators {
   }
 };
 
-template <typename T>
+template <int P, typename T>
 inline void prefetch_row(const T* row) {
-  const char* ahead = reinterpret_cast<const char*>(row) + kAhead;
+  const char* ahead = reinterpret_cast<const char*>(row) + kAhead / P;
   __builtin_prefetch(ahead);
   if (sizeof(T) == 4) __builtin_prefetch(ahead + 64);
 }
@@ -131,7 +131,7 @@ void tile(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc, 
     for (int64_t k = 0; k < kc; ++k) {
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p, row[p - 1] += kPanel) {
-        if (Stream && sub == 0) prefetch_row(row[p]);
+        if (Stream && sub == 0) prefetch_row<P>(row[p]);
         acc.step(x + k, row[p], p, sub);
       }
     }
@@ -140,7 +140,8 @@ void tile(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc, 
 }
 
 template <typename T>
-using Tile = void (*)(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc, bool fresh);
+using Tile = void (*)(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc,
+                      bool fresh);
 
 // Tiles by row count, 1 .. kMaxRows: several panels at once, or one.
 template <typename T, bool Stream>

@@ -10,7 +10,7 @@ inline gemm::Sink linear_sink(const char* op, Tensor x, OptTensor bias, Tensor o
   Check{op, "out", out}.rank(2).dim(0, x.size(0)).inner_contiguous();
   dispatch_float(op, "x", x, [](auto) {});
   dispatch_float(op, "out", out, [](auto) {});
-  gemm::Sink sink{out.data<char>(), out.stride(0),       gemm::kind_of(out),
+  gemm::Sink sink{out.data<char>(), out.stride(0),    gemm::kind_of(out),
                   out.size(1),      /*bias=*/nullptr, gemm::Kind::kFloat};
   if (bias) {
     Check{op, "bias", bias}.rank(1).dim(0, out.size(1)).contiguous();

@@ -1,5 +1,6 @@
-// The plug-in's own thread pool: static partition, so results never depend on the thread count. Which
-// thread runs a part is left open: a worker that the system keeps off its core costs no waiting.
+// The plug-in's own thread pool: static partition, so results never depend on the thread count.
+// Which thread runs a part is left open: a worker that the system keeps off its core costs no
+// waiting.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -37,8 +38,8 @@ void parallel_for(int64_t n, int64_t grain, F&& body) {
   fd_pool::run_parallel(n, grain, detail::invoke<Fn>, detail::erase(body));
 }
 
-// body(i, i + 1) for each of n <= 65535 cells, taken in order by whichever thread is free: for cells of
-// some 50 microseconds or more, where more cells than threads even out the load.
+// body(i, i + 1) for each of n <= 65535 cells, taken in order by whichever thread is free: for
+// cells of some 50 microseconds or more, where more cells than threads even out the load.
 template <typename F>
 void parallel_cells(int64_t n, F&& body) {
   using Fn = std::remove_reference_t<F>;

@@ -1,5 +1,5 @@
-// Working memory of a calling thread: grows, is reused by the next call and freed with the thread. For
-// buffers whose size depends on the batch, where a caller cannot know what a kernel needs.
+// Working memory of a calling thread: grows, is reused by the next call and freed with the thread.
+// For buffers whose size depends on the batch, where a caller cannot know what a kernel needs.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
