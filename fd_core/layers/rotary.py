@@ -35,7 +35,7 @@ def rotary_dim(settings: Settings, head_dim: int) -> int:
     size = int(head_dim * (1.0 if share is None else share))
     if size % 2 or not 0 < size <= head_dim:
         raise RotaryError(
-            f"partial_rotary_factor: want an even rotary size in (0, {head_dim}], have {size} (from {share})"
+            f"partial_rotary_factor: want an even rotary size in (0, {head_dim}], have {size} from {share}"
         )
     return size
 
