@@ -91,6 +91,7 @@ class Attention:
         self._k = self._qkv.heads(q_size, groups, dim)
         self._v = self._qkv.heads(q_size + kv_size, groups, dim)
         self._mixed = scratch.buffer("mixed", (heads, dim), context.activation_dtype)
+        self._mixed_rows = self._mixed.flat()
 
     def layers(self) -> Iterator[Weighted]:
         yield from (self.qkv, self.o)
@@ -106,4 +107,4 @@ class Attention:
             self.norm(qkv)
         self.rotary(q, k, positions)
         self.backend.run(plan, q, k, v, cache, self._mixed.rows(n))
-        self.o(self._mixed.flat().rows(n), out)
+        self.o(self._mixed_rows.rows(n), out)

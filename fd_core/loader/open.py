@@ -24,7 +24,7 @@ def open_source(
     `weight_layout` is the user's word, `config_layout` that of config.json (`ModelConfig.weight_layout`).
     """
     if load_format not in LOAD_FORMATS:
-        raise ValueError(f"load_format: want one of {', '.join(LOAD_FORMATS)}, have {load_format!r}")
+        raise ValueError(f"load_format: want one of {', '.join(LOAD_FORMATS)}; have {load_format!r}")
     if load_format == "dummy":
         return DummySource(seed)
     return FolderSource(Path(folder), WeightLayout(weight_layout), config_layout)

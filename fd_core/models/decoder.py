@@ -22,7 +22,7 @@ from fd_core.layers.scratch import Scratch
 from fd_core.layers.weight import Weighted
 from fd_core.models.base import CausalLM
 from fd_core.models.config import ModelConfig
-from fd_core.models.limits import common_limits
+from fd_core.models.limits import common_limits, dense_only
 
 
 class FeedForward(Protocol):
@@ -61,10 +61,12 @@ class Block:
 class DecoderLM(CausalLM):
     """Embedding, blocks, norm, head, with the checkpoint names that all of these families share.
 
-    A family says how it differs: `neox` (pairing of the rotation), its attention and its feed-forward.
+    A family says how it differs: `neox` (pairing of the rotation), `has_experts`, its attention and its
+    feed-forward.
     """
 
     neox: ClassVar[bool] = True
+    has_experts: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, context: ModelContext) -> None:
         super().__init__(config, context)
@@ -77,6 +79,7 @@ class DecoderLM(CausalLM):
         self.embed = Embedding(context, config.vocab_size, hidden, "model.embed_tokens")
         self.blocks = [self._block(layer) for layer in range(config.num_hidden_layers)]
         self.norm = RMSNorm(context, hidden, eps, "model.norm")
+        self._next_norms = [*(block.norm for block in self.blocks[1:]), self.norm]
         self.head = self._make_head()
         rows, platform = context.max_num_seqs, context.platform
         self._selected = Buffer.empty(platform, (rows, hidden), context.activation_dtype)
@@ -94,7 +97,9 @@ class DecoderLM(CausalLM):
 
     @classmethod
     def unsupported(cls, config: ModelConfig) -> Iterable[str]:
-        return common_limits(config)
+        yield from common_limits(config)
+        if not cls.has_experts:
+            yield from dense_only(config)
 
     @classmethod
     def ignored_weights(cls, config: ModelConfig) -> Sequence[str]:
@@ -179,12 +184,11 @@ class DecoderLM(CausalLM):
         self, input_ids: Tensor, positions: Tensor, batch: AttentionBatch, caches: Sequence[KVCache]
     ) -> Tensor:
         x, residual = self._x.rows(batch.num_tokens), self._residual.rows(batch.num_tokens)
-        plans = {spec: backend.plan(batch) for spec, backend in self._backends.items()}
+        plans = {backend: backend.plan(batch) for backend in self._backends.values()}
         self.embed(input_ids, residual)
         self.blocks[0].norm(residual, x)
-        next_norms = [*(block.norm for block in self.blocks[1:]), self.norm]
-        for block, cache, next_norm in zip(self.blocks, caches, next_norms, strict=True):
-            block(x, residual, positions, plans[block.attention.backend.spec], cache)
+        for block, cache, next_norm in zip(self.blocks, caches, self._next_norms, strict=True):
+            block(x, residual, positions, plans[block.attention.backend], cache)
             next_norm.add(x, residual)
         return x
 

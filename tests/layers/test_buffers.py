@@ -50,6 +50,17 @@ def test_derived_buffers_are_shared() -> None:
     assert buffer.heads(0, 3, 4).flat().rows(2).shape == (2, 12)
 
 
+def test_the_tokens_may_come_last_or_be_merged() -> None:
+    ids = Buffer.empty(PLATFORM, (6, 2), dt.int32).columns()
+    assert ids.rows(5).shape == (2, 5)
+    assert ids.rows(5).is_contiguous
+    with pytest.raises(ValueError, match="want at most 6 rows, have 7"):
+        ids.rows(7)
+    permuted = Buffer.empty(PLATFORM, (6, 2, 3), dt.float32).merged()
+    assert permuted.rows(5).shape == (10, 3)
+    assert permuted.rows(0).shape == (0, 3)
+
+
 @pytest.mark.parametrize(("start", "dim"), [(2, 4), (0, 5)])
 def test_heads_on_no_boundary_are_refused(start: int, dim: int) -> None:
     with pytest.raises(ValueError, match=f"want multiples of {dim}"):

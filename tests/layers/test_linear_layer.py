@@ -90,7 +90,7 @@ def test_a_table_is_no_linear_matrix() -> None:
 def test_weights_and_bias_reach_the_method() -> None:
     layer = linear([("a", 4)], bias=True)
     values = {
-        name: from_numpy(np.arange(np.prod(p.spec.shape)).reshape(p.spec.shape).astype(p.spec.dtype.numpy()))
+        name: from_numpy(np.indices(p.spec.shape)[-1].astype(p.spec.dtype.numpy()))
         for name, p in layer.parameters().items()
     }
     layer.load(values)

@@ -193,14 +193,14 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "m-2.safetensors"}}))
-    with pytest.raises(CheckpointError, match="m-2.safetensors: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"m-2\.safetensors: cannot be read"):
         FolderSource(tmp_path)
 
 
 def test_a_name_in_two_shards_is_refused(tmp_path: Path) -> None:
-    sharded(tmp_path, {"m-1.safetensors": {"a": array(2)}, "m-2.safetensors": {"a": array(2), "b": array(1)}},
-            {"a": "m-1.safetensors", "b": "m-2.safetensors"})  # fmt: skip
-    with pytest.raises(CheckpointError, match="a: is in both m-1.safetensors and m-2.safetensors"):
+    shards = {"m-1.safetensors": {"a": array(2)}, "m-2.safetensors": {"a": array(2), "b": array(1)}}
+    sharded(tmp_path, shards, {"a": "m-1.safetensors", "b": "m-2.safetensors"})
+    with pytest.raises(CheckpointError, match=r"a: is in both m-1\.safetensors and m-2\.safetensors"):
         FolderSource(tmp_path)
 
 
@@ -286,7 +286,7 @@ def test_dummy_rows_larger_than_the_pool_still_fill() -> None:
 
 
 def test_open_source_names_its_formats(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="want one of auto, safetensors, dummy; have 'gguf'|have 'gguf'"):
+    with pytest.raises(ValueError, match="want one of auto, safetensors, dummy; have 'gguf'"):
         open_source(tmp_path, "gguf")
     assert isinstance(open_source(tmp_path, "dummy"), DummySource)
 
@@ -302,7 +302,8 @@ def test_the_bar_is_silent_unless_wanted(
 
 def test_bfloat16_is_not_copied(tmp_path: Path) -> None:
     value = np.arange(12).reshape(3, 4).astype(ml_dtypes.bfloat16)
-    header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [0, 24]}}
+    entry = {"dtype": "BF16", "shape": [3, 4], "data_offsets": [0, 24]}
+    header = {"__metadata__": {"format": "pt"}, "a": entry}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     (tmp_path / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + value.tobytes())

@@ -102,7 +102,7 @@ def test_a_broken_header_is_refused(tmp_path: Path, header: Any, data: bytes, wh
 
 def test_an_unknown_dtype_is_named(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "f", {"a": entry("F4", [2], 0, 1)}, bytes(1))
-    with pytest.raises(CheckpointError, match="'a': want a dtype among .*BF16.* have 'F4'"):
+    with pytest.raises(CheckpointError, match=r"'a': want a dtype among .*BF16.* have 'F4'"):
         TensorFile(path)
 
 

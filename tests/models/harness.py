@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ class Harness:
         """Logits of all of `ids`, in one step or in steps of the given sizes, the rest one by one."""
         sizes = list(chunks) + [1] * (len(ids) - sum(chunks)) if chunks else [len(ids)]
         cuts = np.cumsum([0, *sizes])
-        parts = [self.step([(key, ids[a:b])])[0] for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [self.step([(key, ids[a:b])])[0] for a, b in pairwise(cuts)]
         return np.concatenate(parts)
 
     def greedy(self, key: object, ids: Sequence[int], count: int) -> list[int]:

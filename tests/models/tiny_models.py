@@ -91,9 +91,17 @@ def _randomise(name: str, weight: Any) -> None:
         weight.normal_(0.0, 1.3 / weight.shape[-1] ** 0.5)
 
 
+def narrowed(model: Any, dtype: str) -> Any:
+    """A copy that computes in `dtype`, its rotary frequencies excepted (as when it is loaded so)."""
+    half = copy.deepcopy(model)
+    for parameter in half.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return half
+
+
 def save(model: Any, folder: Path, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:
     """The checkpoint with weights of `dtype`; `model` stays as it is."""
-    stored = copy.deepcopy(model).to(getattr(torch, dtype))
+    stored = narrowed(model, dtype)
     stored.config.dtype = dtype
     stored.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
