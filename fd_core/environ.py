@@ -156,7 +156,29 @@ CORE: tuple[Variable, ...] = (
 registry = Registry(CORE)
 value = registry.value
 
+
+def document() -> str:
+    """docs/environment.md: the core's variables and those of the installed plug-ins."""
+    from fd_core.host.check import check
+    from fd_core.host.find import installed
+
+    table = Registry(CORE)
+    for found in installed():
+        manifest, _ = check(found)
+        rows = manifest.environment if manifest else ()
+        table.declare(Variable(**row.model_dump(), owner=found.distribution) for row in rows)
+    return f"{_HEAD}\n{table.markdown()}"
+
+
+_HEAD = """# Environment variables
+
+Written by `python -m fd_core.environ > docs/environment.md` from the declarations; a test compares the two.
+Names that nobody declares are reported with the nearest one. An empty variable counts as unset.
+"""
+
 if __name__ == "__main__":
     import sys
 
-    sys.stdout.write(registry.markdown())
+    from fd_core.environ import document as _document  # this module under its own name
+
+    sys.stdout.write(_document())

@@ -36,7 +36,7 @@ def _verdict(level: Level) -> Verdict:
     if wanted != level.name:
         fix = "unset FD_CPU_ISA"
         verdict &= Verdict.no(
-            ReasonCode.DISABLED, f"isa {level.name}", f"FD_CPU_ISA={wanted}", level.name, fix
+            ReasonCode.POLICY, f"isa {level.name}", f"FD_CPU_ISA={wanted}", level.name, fix
         )
     path = library_path(level)
     if not path.exists():
