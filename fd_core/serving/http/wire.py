@@ -57,7 +57,7 @@ def limited(max_header_bytes: int, header_timeout: float) -> type[asyncio.Protoc
         def on_headers_complete(self) -> None:
             self._in_head, self._head_bytes = False, 0
             self._stop_timer()
-            if sum(len(k) + len(v) for k, v in self.headers) > max_header_bytes:
+            if len(self.url) + sum(len(k) + len(v) + 4 for k, v in self.headers) > max_header_bytes:
                 self._refuse(431, f"the headers are larger than {max_header_bytes} bytes")
                 return
             super().on_headers_complete()

@@ -102,9 +102,7 @@ def running(folder: Path, engine_options=None, environ=None, **config):
         time.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Running(
-            f"http://127.0.0.1:{port}", port, state, box["engine"], box["loop"], box["lifecycle"]
-        )
+        yield Running(f"http://127.0.0.1:{port}", port, state, box["engine"], box["loop"], box["lifecycle"])
     finally:
         server.should_exit = True
         thread.join(10)
@@ -124,13 +122,22 @@ def server(folder):
         assert handle.settled(), "the engine still holds requests"
 
 
-@pytest.fixture
-def start(folder):
-    """A function that starts a server with other settings; stopped at the end of the test."""
+def starter(folder):
+    """A function that starts servers with other settings; stopped when the fixture ends."""
     with contextlib.ExitStack() as stack:
         yield lambda engine_options=None, environ=None, **config: stack.enter_context(
             running(folder, engine_options, environ, **config)
         )
+
+
+@pytest.fixture
+def start(folder):
+    yield from starter(folder)
+
+
+@pytest.fixture(scope="module")
+def start_for_module(folder):
+    yield from starter(folder)
 
 
 @pytest.fixture
