@@ -224,3 +224,24 @@ def test_doctor_reports_a_broken_plugin_and_says_so_in_its_status(tmp_path: Path
     assert done.returncode == 1
     assert "BROKEN" in done.stdout
     assert "libvendor.so.3" in done.stdout
+
+
+def test_twenty_plugins_are_found_and_checked_in_50_ms(tmp_path: Path) -> None:
+    """Metadata and manifests; imports of the standard tools and everybody else's packages not counted."""
+    for number in range(20):
+        Fake(f"many{number:02}", broken.GOOD).install(tmp_path)
+    code = """
+import sys, time
+from fd_core.host.check import check
+from fd_core.host.find import installed
+first = installed()
+check(first[0])
+sys.path = [sys.argv[1]]
+started = time.perf_counter()
+found = installed()
+assert len(found) == 20, found
+assert all(check(one)[1].ok for one in found)
+print((time.perf_counter() - started) * 1e3)
+"""
+    taken = min(float(python(tmp_path, "-c", code, str(tmp_path)).stdout) for _ in range(3))
+    assert taken < 50
