@@ -141,7 +141,7 @@ def _beat(context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
 
 
 def main(address: str) -> int:
-    from fd_core.observe.logging import configure
+    from fd_core.observe.logs import configure
 
     configure()
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -127,9 +127,10 @@ class ProcessEngine(EngineClient):
         if self._process is None:
             return
         process, self._process = self._process, None
-        self._dead = self._dead or "the engine was stopped"
-        with contextlib.suppress(zmq.ZMQError):
-            await self._send(Stop())
+        if not self._dead:  # a socket without a peer would wait for one
+            self._dead = "the engine was stopped"
+            with contextlib.suppress(zmq.ZMQError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._send(Stop()), 1)
         await asyncio.to_thread(_end, process)
         for task in self._tasks:
             task.cancel()
