@@ -31,8 +31,8 @@ void apply_allowed_tokens(Tensor logits, Tensor offsets, Tensor ids) {
   dispatch_float(op, "logits", logits, [&](auto tag) {
     using T = decltype(tag);
     for (int64_t r = 0; r < logits.size(0); ++r)
-      keep_only(logits.data<T>() + r * logits.stride(0), logits.size(1),
-                ids.data<int64_t>() + o[r], o[r + 1] - o[r]);
+      keep_only(logits.data<T>() + r * logits.stride(0), logits.size(1), ids.data<int64_t>() + o[r],
+                o[r + 1] - o[r]);
   });
 }
 

@@ -20,8 +20,9 @@ float value(const Tensor& t, int64_t i) {
   return t.data<float>()[i];
 }
 
-// Occurrences per token id: a table over the vocabulary that is all zero between rows, so that a row
-// costs its history and not the vocabulary. One per thread, kept because clearing it costs more.
+// Occurrences per token id: a table over the vocabulary that is all zero between rows, so that a
+// row costs its history and not the vocabulary. One per thread, kept because clearing it costs
+// more.
 class Counts {
  public:
   static constexpr int32_t kPromptOnly = -1;
@@ -165,9 +166,9 @@ void get_token_penalty_multi_scores(Tensor pre_ids, Tensor prompt_ids, Tensor pr
                                     Tensor presence_scores, Tensor temperatures, Tensor bad_tokens,
                                     Tensor bad_tokens_len, Tensor cur_len, Tensor min_len,
                                     Tensor eos_token_id) {
-  const Args a{pre_ids,         prompt_ids,   prompt_len, logits,         penalty_scores, frequency_scores,
-               presence_scores, temperatures, bad_tokens, bad_tokens_len, cur_len,        min_len,
-               eos_token_id};
+  const Args a{pre_ids,          prompt_ids,      prompt_len,   logits,     penalty_scores,
+               frequency_scores, presence_scores, temperatures, bad_tokens, bad_tokens_len,
+               cur_len,          min_len,         eos_token_id};
   dispatch_float(kOp, "logits", logits, [&](auto tag) {
     check(a);
     check_values(a);

@@ -38,10 +38,10 @@ void rejection_top_p_sampling(Tensor probs, Tensor top_p, OptTensor top_k, int64
     MassRow row;
     for (int64_t r = begin; r < end; ++r) {
       row.load(p + r * step, width);
-      const uint64_t bits = seeds != nullptr ? philox_bits(static_cast<uint64_t>(seeds[r]),
-                                                           static_cast<uint64_t>(pos[r]), 0)
-                                             : philox_bits(static_cast<uint64_t>(seed), 0,
-                                                           static_cast<uint64_t>(r));
+      const uint64_t bits =
+          seeds != nullptr
+              ? philox_bits(static_cast<uint64_t>(seeds[r]), static_cast<uint64_t>(pos[r]), 0)
+              : philox_bits(static_cast<uint64_t>(seed), 0, static_cast<uint64_t>(r));
       o[r] = sample_row(row, {k != nullptr ? k[r] : 0, tp[r], 0.0f, false}, bits);
     }
   });

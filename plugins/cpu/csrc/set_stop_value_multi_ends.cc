@@ -14,10 +14,13 @@ struct Args {
   bool ends_count, prefill_stop;
 };
 
-bool contains(const int64_t* ids, int64_t n, int64_t id) { return std::find(ids, ids + n, id) != ids + n; }
+bool contains(const int64_t* ids, int64_t n, int64_t id) {
+  return std::find(ids, ids + n, id) != ids + n;
+}
 
 // Does sequence `seq` of `length` tokens end at history[step - 1]?
-bool ends_with(const int64_t* history, int64_t width, int64_t step, const int64_t* seq, int64_t length) {
+bool ends_with(const int64_t* history, int64_t width, int64_t step, const int64_t* seq,
+               int64_t length) {
   if (step < length || step > width) return false;
   return std::equal(seq, seq + length, history + (step - length));
 }
@@ -71,7 +74,8 @@ struct Slot {
 
   void run() {
     base();
-    if (!stopped && (step >= a.max_tokens.data<int64_t>()[b] || (can_stop && hits_token()))) finish();
+    if (!stopped && (step >= a.max_tokens.data<int64_t>()[b] || (can_stop && hits_token())))
+      finish();
     if (a.ends_count && can_stop && contains(a.end_ids.data<int64_t>(), a.end_ids.numel(), token))
       finish();
     if (can_stop && !stopped && hits_sequence()) finish();
@@ -125,10 +129,11 @@ void set_stop_value_multi_ends(Tensor topk_ids, Tensor stop_flags, Tensor seq_le
                                Tensor stop_seqs, Tensor stop_seqs_len, Tensor stop_token_ids,
                                Tensor stop_token_ids_len, Tensor min_tokens, Tensor max_tokens,
                                bool beam_search) {
-  const Args a{topk_ids,      stop_flags,     seq_lens,           end_ids,    next_tokens,
-               pre_ids,       step_idx,       stop_seqs,          stop_seqs_len,
-               stop_token_ids, stop_token_ids_len, min_tokens,    max_tokens,
-               !beam_search,  prefill_one_step_stop()};
+  const Args a{topk_ids,       stop_flags,         seq_lens,
+               end_ids,        next_tokens,        pre_ids,
+               step_idx,       stop_seqs,          stop_seqs_len,
+               stop_token_ids, stop_token_ids_len, min_tokens,
+               max_tokens,     !beam_search,       prefill_one_step_stop()};
   check(a);
   for (int64_t b = 0; b < topk_ids.numel(); ++b) Slot{a, b}.run();
 }

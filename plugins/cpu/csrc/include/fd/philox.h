@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC 2011): a counter-based generator, so a draw depends on its key and
-// counter alone. NumPy twin: fd_core/ops/sampling/_philox.py.
+// Philox4x32-10 (Salmon et al., SC 2011): a counter-based generator, so a draw depends on its key
+// and counter alone. NumPy twin: fd_core/ops/sampling/_philox.py.
 #pragma once
 #include <cstdint>
 

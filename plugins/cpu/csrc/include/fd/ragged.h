@@ -13,8 +13,8 @@ inline void check_ragged(const char* op, Tensor logits, Tensor offsets, Tensor i
   int64_t before = 0;
   for (int64_t r = 0; r < offsets.numel(); ++r) {
     if (o[r] < before || o[r] > ids.numel())
-      fail("ValueError", op, ".offsets: want ascending values in [0, ", ids.numel(), "], have ", o[r],
-           " at ", r);
+      fail("ValueError", op, ".offsets: want ascending values in [0, ", ids.numel(), "], have ",
+           o[r], " at ", r);
     before = o[r];
   }
 }

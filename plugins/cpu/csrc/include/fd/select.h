@@ -1,5 +1,6 @@
-// Truncated sampling without a sort, on weights that are integers: round(p * 2^50). Sums of integers
-// do not depend on their order, so neither vectors, nor threads, nor devices change a kept set or a draw.
+// Truncated sampling without a sort, on weights that are integers: round(p * 2^50). Sums of
+// integers do not depend on their order, so neither vectors, nor threads, nor devices change a kept
+// set or a draw.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -97,7 +98,8 @@ class MassRow {
   }
 
   // The first id, in id order, at which the running weight of the entries >= cut passes `target`.
-  // `mass(cut)` must have been called. Past the end (impossible for target < mass): the last one kept.
+  // `mass(cut)` must have been called. Past the end (impossible for target < mass): the last one
+  // kept.
   int64_t pick(float cut, uint64_t target) const {
     size_t b = 0;
     for (; b + 1 < mass_.size() && target >= mass_[b]; ++b) target -= mass_[b];
@@ -192,10 +194,10 @@ inline float tail_floor(uint64_t total, double bound, int64_t width) {
 }
 
 struct Truncation {
-  int64_t top_k;    // <= 0 or >= width: off
-  float top_p;      // >= 1: off; <= 0: the most probable entry
-  float min_p;      // <= 0: off
-  bool renormalise; // top_p counts after top-k's renormalisation (else on the values as they are)
+  int64_t top_k;     // <= 0 or >= width: off
+  float top_p;       // >= 1: off; <= 0: the most probable entry
+  float min_p;       // <= 0: off
+  bool renormalise;  // top_p counts after top-k's renormalisation (else on the values as they are)
 };
 
 // The id of one draw. The row is loaded.

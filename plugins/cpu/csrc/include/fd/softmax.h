@@ -7,7 +7,8 @@ namespace fd {
 
 // Sum of exp((x - max) * scale) over [begin, end), stored in `out` unless that is null. `max` is
 // finite; NaN counts as -inf.
-inline float exp_sum(const float* x, float max, float scale, int64_t begin, int64_t end, float* out) {
+inline float exp_sum(const float* x, float max, float scale, int64_t begin, int64_t end,
+                     float* out) {
   const vf lowest = splat(-kInf);
   vf sum{};
   int64_t i = begin;

@@ -57,8 +57,8 @@ int64_t index_of(const T* x, int64_t begin, int64_t end, float value) {
   return begin;
 }
 
-// Index of the row's largest value `best` given the segments' maxima: ties go to the lowest id, a row
-// without any number to 0.
+// Index of the row's largest value `best` given the segments' maxima: ties go to the lowest id, a
+// row without any number to 0.
 template <typename T>
 int64_t argmax_of(const T* x, int64_t width, const float* maxima, float best) {
   for (int64_t s = 0; s < segments(width); ++s) {

@@ -1,0 +1,74 @@
+#include "fd/thinking.h"
+
+namespace fd {
+namespace {
+
+constexpr const char* kOp = "limit_thinking_content_length";
+
+// Status: 0 thinking; 1..I the injected token to come; `done` after them; from `base` on the
+// reply's tokens are counted.
+struct Limits {
+  Ids eos, inject;
+  int64_t think_end;
+  bool decode_role;
+  int32_t done = inject.count > 0 ? static_cast<int32_t>(inject.count) + 1 : 1;
+  int32_t base = done + 1;
+
+  void thinking(int32_t max_think, int64_t step, int64_t& token, int32_t& status) const {
+    const bool injects = inject.count > 0;
+    if (max_think > 0 && status == 0 && step == max_think) status = injects ? 1 : done;
+    if (max_think == 0 && status == 0) status = (injects ? 1 : done) + (decode_role ? 1 : 0);
+    if (status == 0 && injects && eos.has(token)) status = 1;
+    if (status >= 1 && status <= inject.count) token = inject.ids[status - 1], ++status;
+  }
+
+  void reply(int32_t max_reply, int64_t& token, int32_t& status) const {
+    if (status == done) status = base;
+    if (status < base) return;
+    if (status - base >= max_reply)
+      token = eos.ids[0], status = base + max_reply;
+    else
+      ++status;
+  }
+
+  void step(int32_t max_think, int32_t& max_reply, int64_t step, int64_t& token,
+            int32_t& status) const {
+    status = std::max(status, 0);
+    const int32_t before = status;
+    if (status == 0 && token == think_end) {
+      status = done;
+      if (max_reply >= 0) max_reply += 2;
+    }
+    if (max_think >= 0 && status < base) thinking(max_think, step, token, status);
+    const bool just_done = status == done && before != done && before < base;
+    if (max_reply >= 0 && !just_done) reply(max_reply, token, status);
+  }
+};
+
+}  // namespace
+
+void limit_thinking_content_length(Tensor next_tokens, Tensor max_think_lens, Tensor max_reply_lens,
+                                   Tensor step_idx, Tensor limit_status, Tensor stop_flags,
+                                   Tensor eos_token_ids, Tensor inject_token_ids,
+                                   int64_t think_end_id, bool splitwise_role_is_decode) {
+  Check{kOp, "next_tokens", next_tokens}.dtype<int64_t>("int64").contiguous();
+  const int64_t n = next_tokens.numel();
+  const int32_t* max_think = slots<int32_t>(kOp, "max_think_lens", max_think_lens, n, "int32");
+  int32_t* max_reply = slots<int32_t>(kOp, "max_reply_lens", max_reply_lens, n, "int32");
+  const int64_t* step = slots<int64_t>(kOp, "step_idx", step_idx, n, "int64");
+  int32_t* status = slots<int32_t>(kOp, "limit_status", limit_status, n, "int32");
+  const bool* stopped = slots<bool>(kOp, "stop_flags", stop_flags, n, "bool");
+  const Limits limits{id_list(kOp, "eos_token_ids", eos_token_ids),
+                      id_list(kOp, "inject_token_ids", inject_token_ids), think_end_id,
+                      splitwise_role_is_decode};
+  if (limits.eos.count == 0)
+    fail("ValueError", kOp, ".eos_token_ids: want at least one id, have none");
+  int64_t* token = next_tokens.data<int64_t>();
+  for (int64_t b = 0; b < n; ++b)
+    if (!stopped[b] && (max_think[b] >= 0 || max_reply[b] >= 0))
+      limits.step(max_think[b], max_reply[b], step[b], token[b], status[b]);
+}
+
+FD_EXPORT(limit_thinking_content_length)
+
+}  // namespace fd
