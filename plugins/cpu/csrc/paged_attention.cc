@@ -22,9 +22,7 @@ void narrow_row(const float* src, int64_t n, float divisor, void* dst) {
   if (d < n) store_tail(y + d, load16(src + d) / divisor, static_cast<int>(n - d));
 }
 
-void check_int32(const char* name, const Tensor& t) {
-  Check{kOp, name, t}.dtype<int32_t>("int32");
-}
+void check_int32(const char* name, const Tensor& t) { Check{kOp, name, t}.dtype<int32_t>("int32"); }
 
 void check_shapes(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache,
                   const Tensor& cu_seqlens_q, const Tensor& seq_lens, const Tensor& block_table,
@@ -39,18 +37,22 @@ void check_shapes(const Tensor& q, const Tensor& key_cache, const Tensor& value_
   Check{kOp, "seq_lens", seq_lens}.rank(1).contiguous();
   Check{kOp, "cu_seqlens_q", cu_seqlens_q}.rank(1).dim(0, seq_lens.size(0) + 1).contiguous();
   Check{kOp, "block_table", block_table}.rank(2).dim(0, seq_lens.size(0)).inner_contiguous();
-  if (sinks) Check{kOp, "sinks", sinks}.rank(1).dim(0, q.size(1)).contiguous().dtype<float>("float32");
+  if (sinks)
+    Check{kOp, "sinks", sinks}.rank(1).dim(0, q.size(1)).contiguous().dtype<float>("float32");
   Check{kOp, "out", out}.same_shape(q).same_dtype(q).inner_contiguous();
 }
 
 void check_attributes(const Tensor& q, const Tensor& key_cache, int64_t window, double soft_cap) {
   const int64_t heads = q.size(1), dim = q.size(2), kv_heads = key_cache.size(2);
   if (dim % 8 != 0 || dim < 8 || dim > 512)
-    fail("ValueError", kOp, ".q: want a head dimension that is a multiple of 8 up to 512, have ", dim);
+    fail("ValueError", kOp, ".q: want a head dimension that is a multiple of 8 up to 512, have ",
+         dim);
   if (kv_heads == 0 || heads % kv_heads != 0)
-    fail("ValueError", kOp, ".q: want a multiple of the cache's ", kv_heads, " heads, have ", heads);
+    fail("ValueError", kOp, ".q: want a multiple of the cache's ", kv_heads, " heads, have ",
+         heads);
   if (key_cache.size(1) < 1)
-    fail("ValueError", kOp, ".key_cache: want a block size of at least 1, have ", key_cache.size(1));
+    fail("ValueError", kOp, ".key_cache: want a block size of at least 1, have ",
+         key_cache.size(1));
   if (window < 0) fail("ValueError", kOp, ".window: want 0 (all) or more, have ", window);
   if (!(soft_cap >= 0)) fail("ValueError", kOp, ".soft_cap: want 0 (off) or more, have ", soft_cap);
 }

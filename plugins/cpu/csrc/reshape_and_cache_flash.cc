@@ -92,8 +92,8 @@ void check_cache(const Side& side, const Tensor& key_cache) {
   Check{kOp, side.to_name, side.to}.same_shape(key_cache).same_dtype(key_cache);
   Check{kOp, side.to_name, side.to}.dim(2, side.from.size(1)).dim(3, side.from.size(2));
   if (side.from.size(2) % 8 != 0)
-    fail("ValueError", kOp, ".", side.from_name, ": want a head dimension that is a multiple of 8, have ",
-         side.from.size(2));
+    fail("ValueError", kOp, ".", side.from_name,
+         ": want a head dimension that is a multiple of 8, have ", side.from.size(2));
 }
 
 void check_side(const Side& side, const Tensor& key, const Tensor& key_cache, bool fp8) {
@@ -106,13 +106,18 @@ void check_side(const Side& side, const Tensor& key, const Tensor& key_cache, bo
     return;
   }
   Check{kOp, side.to_name, side.to}.dtype<uint8_t>("uint8");
-  if (!side.scale) fail("ValueError", kOp, ".", scale_name, ": want a tensor with fp8_e4m3, have None");
+  if (!side.scale)
+    fail("ValueError", kOp, ".", scale_name, ": want a tensor with fp8_e4m3, have None");
   Check{kOp, scale_name, side.scale}.dtype<float>("float32").rank(3);
   for (int i = 0; i < 3; ++i) Check{kOp, scale_name, side.scale}.dim(i, side.to.size(i));
 }
 
 void check_slots(const Tensor& slot_mapping, int64_t tokens, int64_t slots) {
-  Check{kOp, "slot_mapping", slot_mapping}.dtype<int64_t>("int64").rank(1).dim(0, tokens).contiguous();
+  Check{kOp, "slot_mapping", slot_mapping}
+      .dtype<int64_t>("int64")
+      .rank(1)
+      .dim(0, tokens)
+      .contiguous();
   const int64_t* slot = slot_mapping.data<int64_t>();
   for (int64_t t = 0; t < tokens; ++t)
     if (slot[t] >= slots)
@@ -136,8 +141,8 @@ void reshape_and_cache_flash(Tensor key, Tensor value, Tensor key_cache, Tensor 
                              std::string_view kv_cache_dtype) {
   const bool fp8 = kv_cache_dtype == "fp8_e4m3";
   if (!fp8 && kv_cache_dtype != "auto" && !kv_cache_dtype.empty())
-    fail("ValueError", kOp, ".kv_cache_dtype: want \"auto\" or \"fp8_e4m3\", have \"", kv_cache_dtype,
-         "\"");
+    fail("ValueError", kOp, ".kv_cache_dtype: want \"auto\" or \"fp8_e4m3\", have \"",
+         kv_cache_dtype, "\"");
   dispatch_float(kOp, "key", key, [](auto) {});
   const Side sides[2] = {{"key", "key_cache", key, key_cache, k_scale},
                          {"value", "value_cache", value, value_cache, v_scale}};

@@ -2,26 +2,27 @@
 //
 // The key axis is cut at multiples of kSplit in absolute position. Each split gives a row a partial
 // result (maximum, sum, weighted values), computed from nothing; partials are merged in ascending
-// order. A row therefore has one result, bit for bit, whether its splits run on one thread or on many,
-// alone or beside other rows, in a prefill or in a decode step.
+// order. A row therefore has one result, bit for bit, whether its splits run on one thread or on
+// many, alone or beside other rows, in a prefill or in a decode step.
 #pragma once
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <vector>
 
 #include "fd/attention_tile.h"
 #include "fd/math.h"
 #include "fd/parallel.h"
 #include "fd/scratch.h"
+#include "fd/vocab_row.h"
 
 namespace fd {
 namespace attn {
 
-constexpr int kSplit = 256;      // keys of a partial result
-constexpr int kChunk = 64;       // keys widened to float at a time
-constexpr int kUnitRows = 64;    // query rows that share one pass over the keys
-constexpr int kWidenRows = 8;    // from this many rows on, widening a chunk once pays
+constexpr int kSplit = 256;    // keys of a partial result
+constexpr int kChunk = 64;     // keys widened to float at a time
+constexpr int kAhead = 48;     // rows fetched into the cache before they are read
+constexpr int kUnitRows = 64;  // query rows that share one pass over the keys
+constexpr int kWidenRows = 8;  // from this many rows on, widening a chunk once pays
 
 // One call without its element types. Strides of q and out in bytes.
 struct Call {
@@ -104,33 +105,25 @@ inline void by_rows(int64_t rows, F&& body) {
   if (r < rows) body(Int<1>{}, r);
 }
 
-inline vf vmax(vf a, vf b) {
-#if defined(__AVX512F__)
-  return a > b ? a : b;
-#else
-  const vu mask = reinterpret_cast<vu>(a > b);
-  return reinterpret_cast<vf>((reinterpret_cast<vu>(a) & mask) | (reinterpret_cast<vu>(b) & ~mask));
-#endif
-}
-
-// Lanes outside [begin, end) become -inf; `at` is the index of lane 0.
+// Lanes outside the range become -inf; `at` is the index of lane 0. By the signs of differences:
+// GCC 12 takes a comparison wider than a register apart.
 inline vf hide(vf x, int at, Range range) {
   constexpr vi kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const vi index = kLane + at;
-  const vu seen = reinterpret_cast<vu>((index >= range.begin) & (index < range.end));
+  const vu seen = reinterpret_cast<vu>((~(index - range.begin) & (index - range.end)) >> 31);
   return reinterpret_cast<vf>((reinterpret_cast<vu>(x) & seen) | (0xff800000u & ~seen));
 }
 
 // Logits of one row become exp(logit - max), 0 where hidden. Lanes sit at absolute key positions.
 __attribute__((noinline)) inline void softmax_row(float* s, Range range, float soft_cap, float* max,
                                                   float* sum) {
-  vf top = splat(-std::numeric_limits<float>::infinity());
+  vf top = splat(-kInf);
   const int first = range.begin & ~(kLanes - 1);
   for (int j = first; j < range.end; j += kLanes) {
     vf x = load16(s + j);
     if (soft_cap > 0) x = vtanh(x / soft_cap) * soft_cap;
-    x = hide(x, j, range);
-    top = vmax(x, top);
+    if (j < range.begin || j + kLanes > range.end) x = hide(x, j, range);
+    top = vmax(top, x);
     store16(s + j, x);
   }
   *max = max16(top);
@@ -183,7 +176,7 @@ class Engine {
   // The unit's result over one split; rows that see nothing of it get sum 0.
   void partial(const Unit& u, int64_t split, const Memory& m, Partial out) const {
     const int64_t n = rows(u), base = split * kSplit;
-    const T *k[kSplit], *v[kSplit];
+    const T *k[kSplit + kAhead], *v[kSplit + kAhead];
     const Range all = fill_ranges(u, base, m.ranges);
     locate(u, base, all, k, v);
     const int first = all.begin & ~(kLanes - 1);
@@ -231,23 +224,33 @@ class Engine {
     return Range{ranges[0].begin, ranges[rows(u) - 1].end};
   }
 
-  // Addresses of the keys and values in `all`; beyond its ends, up to a multiple of sixteen, the
-  // nearest visible one: whole tiles may be read and nothing unseen is ever touched.
-  void locate(const Unit& u, int64_t base, Range all, const T** k, const T** v) const {
+  // out[j] = row of `pool` at position base + j, for j in `range`.
+  void addresses(const Unit& u, const Pool<T>& pool, int64_t base, Range range,
+                 const T** out) const {
     const int32_t* table = call_.block_table + u.sequence * call_.table_stride;
-    for (int j = all.begin; j < all.end;) {
+    for (int j = range.begin; j < range.end;) {
       const int64_t block = (base + j) / call_.block_size, slot = (base + j) % call_.block_size;
-      const int64_t n = std::min<int64_t>(call_.block_size - slot, all.end - j);
-      const T* key = key_.data + table[block] * key_.block + slot * key_.slot + u.kv_head * key_.head;
-      const T* value = value_.data + table[block] * value_.block + slot * value_.slot +
-                       u.kv_head * value_.head;
-      for (int64_t i = 0; i < n; ++i, ++j) {
-        k[j] = key + i * key_.slot;
-        v[j] = value + i * value_.slot;
-      }
+      const int64_t n = std::min<int64_t>(call_.block_size - slot, range.end - j);
+      const T* row =
+          pool.data + table[block] * pool.block + slot * pool.slot + u.kv_head * pool.head;
+      for (int64_t i = 0; i < n; ++i) out[j++] = row + i * pool.slot;
     }
+  }
+
+  // Rows of the keys and values in `all`. Beyond the ends of the keys, up to a multiple of sixteen,
+  // stands the nearest visible one: whole tiles may be read and nothing unseen is ever touched.
+  // Behind these come the kAhead rows that are read next: the first values, the next split's keys.
+  void locate(const Unit& u, int64_t base, Range all, const T** k, const T** v) const {
+    addresses(u, key_, base, all, k);
+    addresses(u, value_, base, all, v);
     for (int j = all.begin & ~(kLanes - 1); j < all.begin; ++j) k[j] = k[all.begin];
-    for (int j = all.end; j % kLanes != 0; ++j) k[j] = k[all.end - 1];
+    int end = all.end;
+    for (; end % kLanes != 0; ++end) k[end] = k[all.end - 1];
+    for (int i = 0; i < kAhead; ++i) k[end + i] = v[std::min(all.begin + i, all.end - 1)];
+    const int64_t more = u.position + u.queries - base - all.end;
+    const int next = static_cast<int>(std::min<int64_t>(kAhead, std::max<int64_t>(0, more)));
+    addresses(u, key_, base + all.end, Range{0, next}, v + all.end);
+    std::fill_n(v + all.end + next, kAhead - next, v[all.end - 1]);
   }
 
   bool widens(int64_t n) const {
@@ -257,9 +260,11 @@ class Engine {
   // `range` of `src` as floats in the chunk buffer, rows padded with zeros.
   void widen(const T* const* src, Range range, const Memory& m, const float** out) const {
     for (int j = range.begin; j < range.end; ++j) {
+      prefetch_row(src[j + kAhead], call_.dim);
       float* dst = m.chunk + (j % kChunk) * padded_;
       int64_t d = 0;
-      for (; d + kLanes <= call_.dim; d += kLanes) store16(dst + d, load16(src[j] + d));
+      for (; d + kWidth <= call_.dim / kLanes * kLanes; d += kWidth)
+        store_part(dst + d, load_part(src[j] + d));
       if (d < call_.dim) store16(dst + d, load_tail(src[j] + d, static_cast<int>(call_.dim - d)));
       out[j] = dst;
     }
@@ -286,8 +291,9 @@ class Engine {
       by_rows(n, [&](auto size, int64_t r) {
         constexpr int R = decltype(size)::value;
         if (m.ranges[r + R - 1].end <= j || m.ranges[r].begin >= j + kLanes) return;
-        for (int c = 0; c < kLanes; c += kTile / R)
-          qk_tile<R>(m.q + r * padded_, padded_, k + j + c, padded_, m.s + r * kSplit + j + c, kSplit);
+        const int ahead = r == 0 && std::is_same_v<U, T> && !widens(n) ? kAhead : 0;
+        qk_block<R>(m.q + r * padded_, padded_, k + j, padded_, ahead, m.s + r * kSplit + j,
+                    kSplit);
       });
   }
 
@@ -295,9 +301,11 @@ class Engine {
   void pv(int64_t n, const U* const* v, Range range, const Memory& m, float* acc) const {
     by_rows(n, [&](auto size, int64_t r) {
       constexpr int R = decltype(size)::value;
+      const int ahead = r == 0 && std::is_same_v<U, T> && !widens(n) ? kAhead : 0;
       const auto alone = [&](int64_t row, int from, int to) {
         if (from < to)
-          pv_rows<1>(m.s + row * kSplit, kSplit, v, padded_, from, to, acc + row * padded_, padded_);
+          pv_rows<1>(m.s + row * kSplit, kSplit, v, padded_, from, to, 0, acc + row * padded_,
+                     padded_);
       };
       const int begin = std::max(m.ranges[r + R - 1].begin, range.begin);  // seen by all R rows
       const int end = std::max(begin, std::min(m.ranges[r].end, range.end));
@@ -305,7 +313,8 @@ class Engine {
         alone(r + i, std::max(m.ranges[r + i].begin, range.begin),
               std::min({begin, m.ranges[r + i].end, range.end}));
       if (begin < end)
-        pv_rows<R>(m.s + r * kSplit, kSplit, v, padded_, begin, end, acc + r * padded_, padded_);
+        pv_rows<R>(m.s + r * kSplit, kSplit, v, padded_, begin, end, ahead, acc + r * padded_,
+                   padded_);
       for (int i = 0; i < R; ++i)
         alone(r + i, std::max({end, m.ranges[r + i].begin, range.begin}),
               std::min(m.ranges[r + i].end, range.end));

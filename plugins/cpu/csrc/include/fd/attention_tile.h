@@ -1,19 +1,31 @@
 // Register tiles of attention: products of query rows with keys and of probabilities with values.
 //
 // Order of every sum, on every path (this is what makes a row's result independent of its company):
-// q.k adds sixteen lanes over the head dimension in ascending chunks, then the tree of sum16; p.v adds
-// keys in ascending order. Tile shapes only choose which sums are in flight together.
+// q.k adds sixteen lanes over the head dimension in ascending chunks, then the tree of sum16; p.v
+// adds keys in ascending order. Tile shapes only choose which sums are in flight together.
 #pragma once
-#include "fd/types.h"
+#include "fd/gemm.h"
 
 namespace fd {
 namespace attn {
 
-#if defined(__AVX512F__)
+using gemm::kWidth;
+using gemm::load_as;
+using gemm::vw;  // one register
+
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTile = 16, kRows = 4;  // accumulators in flight, query rows in flight
 #else
-constexpr int kTile = 4, kRows = 2;
+constexpr int kTile = 8, kRows = 2;
 #endif
+
+inline vw load_part(const float* p) { return load_as<vw>(p); }
+inline vw load_part(const bf16* p) {
+  typedef uint16_t vhw __attribute__((vector_size(2 * kWidth)));
+  return reinterpret_cast<vw>(__builtin_convertvector(load_as<vhw>(p), gemm::vwu) << 16);
+}
+inline vw load_part(const f16* p) { return gemm::load_half(p); }
+inline void store_part(float* p, vw v) { std::memcpy(p, &v, sizeof v); }
 
 #if defined(__AVX512F__)
 // {sum16(v[0]), ..., sum16(v[15])} in the order {v[0], v[4], v[8], v[12], v[1], v[5], ...}.
@@ -43,90 +55,143 @@ inline vf reduce_tile(const vf* v) {
                                  31);
 }
 
-inline void store_sums(const vf* acc, float* out) {
-  vf ordered[16];
+inline void store_sums(const vw (*acc)[kTile], float* out) {
+  vf ordered[kTile];
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) ordered[4 * (i % 4) + i / 4] = acc[i];
+  for (int i = 0; i < kTile; ++i) ordered[4 * (i % 4) + i / 4] = acc[0][i];
   store16(out, reduce_tile(ordered));
 }
 #else
-typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
 
-inline v4 quarter(vf v) {
-  const v8 s = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+// The first two levels of sum16's tree: lanes i, i + 4, i + 8 and i + 12 meet.
+inline v4 quarter(const vw (*acc)[kTile], int i) {
+#if defined(__AVX__)
+  const vw s = acc[0][i] + acc[1][i];
   return __builtin_shufflevector(s, s, 0, 1, 2, 3) + __builtin_shufflevector(s, s, 4, 5, 6, 7);
+#else
+  return (acc[0][i] + acc[2][i]) + (acc[1][i] + acc[3][i]);
+#endif
 }
 
-// {sum16(acc[0]), ..., sum16(acc[3])}
-inline void store_sums(const vf* acc, float* out) {
-  const v4 a = quarter(acc[0]), b = quarter(acc[1]), c = quarter(acc[2]), d = quarter(acc[3]);
-  const v4 ab = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
-  const v4 cd = __builtin_shufflevector(c, d, 0, 1, 4, 5) + __builtin_shufflevector(c, d, 2, 3, 6, 7);
-  const v4 s = __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
-  std::memcpy(out, &s, sizeof s);
+inline void store_sums(const vw (*acc)[kTile], float* out) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kTile; i += 4) {
+    const v4 a = quarter(acc, i), b = quarter(acc, i + 1), c = quarter(acc, i + 2),
+             d = quarter(acc, i + 3);
+    const v4 ab =
+        __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    const v4 cd =
+        __builtin_shufflevector(c, d, 0, 1, 4, 5) + __builtin_shufflevector(c, d, 2, 3, 6, 7);
+    const v4 sum =
+        __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+    std::memcpy(out + i, &sum, sizeof sum);
+  }
 }
 #endif
 
-// s[r * s_stride + c] = q[r] . k[c] for R rows and kTile / R keys; dim is a multiple of 16.
-template <int R, typename T>
-inline void qk_tile(const float* q, int64_t q_stride, const T* const* k, int64_t dim, float* s,
-                    int64_t s_stride) {
+// Lanes `part` of the products of R rows with kTile / R keys, summed over the head dimension.
+// Fetch: the rows k[c + ahead] come into the cache meanwhile, a line at a time: more at once than
+// the processor can have under way would stall it.
+template <int R, bool Fetch, typename T>
+inline void multiply(const float* q, int64_t q_stride, const T* const* k, int64_t dim,
+                     int64_t ahead, int part, vw* out) {
   constexpr int C = kTile / R;
-  vf acc[R * C] = {};
-  for (int64_t d = 0; d < dim; d += kLanes) {
-    vf query[R];
+  vw acc[kTile] = {};
+  for (int64_t d = part * kWidth; d < dim; d += kLanes) {
+    vw query[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) query[r] = load16(q + r * q_stride + d);
+    for (int r = 0; r < R; ++r) query[r] = load_part(q + r * q_stride + d);
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) {
-      const vf key = load16(k[c] + d);
+      if (Fetch) __builtin_prefetch(k[c + ahead] + d);
+      const vw key = load_part(k[c] + d);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) acc[r * C + c] += query[r] * key;
     }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i) out[i] = acc[i];
+}
+
+// s[r * s_stride + c] = q[r] . k[c] for R rows and kTile / R keys; dim is a multiple of 16.
+template <int R, bool Fetch, typename T>
+inline void qk_tile(const float* q, int64_t q_stride, const T* const* k, int64_t dim, int64_t ahead,
+                    float* s, int64_t s_stride) {
+  constexpr int C = kTile / R, kParts = kLanes / kWidth;
+  vw acc[kParts][kTile];
+#pragma GCC unroll 4
+  for (int part = 0; part < kParts; ++part) {
+    if (part == 0)
+      multiply<R, Fetch>(q, q_stride, k, dim, ahead, part, acc[part]);
+    else
+      multiply<R, false>(q, q_stride, k, dim, 0, part, acc[part]);
   }
   float sums[kTile];
   store_sums(acc, sums);
   for (int r = 0; r < R; ++r) std::memcpy(s + r * s_stride, sums + r * C, C * sizeof(float));
 }
 
-// acc[r * acc_stride + 0 .. 16 N) += sum over keys [begin, end) of p[r * p_stride + key] * v[key].
+// The lines of one row, soon to be read.
+template <typename T>
+inline void prefetch_row(const T* row, int64_t dim) {
+  for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T)))
+    __builtin_prefetch(row + d);
+}
+
+// Sixteen keys for R rows; `ahead` 0: fetch nothing. Not inlined, as pv_rows: the loops around
+// leave these too few registers for addresses.
+template <int R, typename T>
+__attribute__((noinline)) void qk_block(const float* q, int64_t q_stride, const T* const* k,
+                                        int64_t dim, int64_t ahead, float* s, int64_t s_stride) {
+  constexpr int C = kTile / R;
+  for (int c = 0; c < kLanes; c += C) {
+    if (ahead > 0)
+      qk_tile<R, true>(q, q_stride, k + c, dim, ahead, s + c, s_stride);
+    else
+      qk_tile<R, false>(q, q_stride, k + c, dim, 0, s + c, s_stride);
+  }
+}
+
+// acc[r * acc_stride + 0 .. N vectors) += sum over keys [begin, end) of p[r * p_stride + key] *
+// v[key] from column d on, while the same columns of v[key + ahead] are fetched into the cache.
 template <int R, int N, typename T>
 inline void pv_tile(const float* p, int64_t p_stride, const T* const* v, int64_t d, int64_t begin,
-                    int64_t end, float* acc, int64_t acc_stride) {
-  vf sum[R][N];
+                    int64_t end, int64_t ahead, float* acc, int64_t acc_stride) {
+  vw sum[R][N];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) sum[r][n] = load16(acc + r * acc_stride + kLanes * n);
+    for (int n = 0; n < N; ++n) sum[r][n] = load_part(acc + r * acc_stride + kWidth * n);
   for (int64_t key = begin; key < end; ++key) {
-    vf value[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) value[n] = load16(v[key] + d + kLanes * n);
+    if (ahead > 0) prefetch_row(v[key + ahead] + d, N * kWidth);
+    float weight[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const float weight = p[r * p_stride + key];
+    for (int r = 0; r < R; ++r) weight[r] = p[r * p_stride + key];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sum[r][n] += value[n] * weight;
+    for (int n = 0; n < N; ++n) {
+      const vw value = load_part(v[key] + d + kWidth * n);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sum[r][n] += value * weight[r];
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) store16(acc + r * acc_stride + kLanes * n, sum[r][n]);
+    for (int n = 0; n < N; ++n) store_part(acc + r * acc_stride + kWidth * n, sum[r][n]);
 }
 
 // All `dim` columns (a multiple of 16) of R rows.
 template <int R, typename T>
-inline void pv_rows(const float* p, int64_t p_stride, const T* const* v, int64_t dim, int64_t begin,
-                    int64_t end, float* acc, int64_t acc_stride) {
+__attribute__((noinline)) void pv_rows(const float* p, int64_t p_stride, const T* const* v,
+                                       int64_t dim, int64_t begin, int64_t end, int64_t ahead,
+                                       float* acc, int64_t acc_stride) {
   constexpr int N = kTile / R > 8 ? 8 : kTile / R;
   int64_t d = 0;
-  for (; d + N * kLanes <= dim; d += N * kLanes)
-    pv_tile<R, N>(p, p_stride, v, d, begin, end, acc + d, acc_stride);
-  for (; d < dim; d += kLanes)
-    pv_tile<R, 1>(p, p_stride, v, d, begin, end, acc + d, acc_stride);
+  for (; d + N * kWidth <= dim; d += N * kWidth)
+    pv_tile<R, N>(p, p_stride, v, d, begin, end, ahead, acc + d, acc_stride);
+  for (; d < dim; d += kWidth)
+    pv_tile<R, 1>(p, p_stride, v, d, begin, end, ahead, acc + d, acc_stride);
 }
 
 }  // namespace attn
