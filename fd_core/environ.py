@@ -148,7 +148,12 @@ CORE: tuple[Variable, ...] = (
     Variable("FD_ATTENTION_BACKEND", "Attention backend by name; unset: the best that supports the model."),
     Variable("FD_API_KEY", "Valid API keys of `fd serve`, separated by commas."),
     Variable("FD_LOG", "Levels of `fd serve`'s logs by subtree: `info,fd.engine=debug`."),
-    Variable("FD_LOG_LEVEL", "Level of the `fd` loggers.", default="INFO"),
+    Variable(
+        "FD_LOG_LEVEL",
+        "Level of the `fd` loggers.",
+        default="INFO",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+    ),
     Variable("FD_MAX_BAD_WORDS_NUM", "Most bad-word sequences per request.", "integer", "64", minimum=0),
     Variable("FD_BAD_WORDS_MAX_LEN", "Most tokens in one bad-word sequence.", "integer", "16", minimum=1),
 )

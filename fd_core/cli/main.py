@@ -82,4 +82,4 @@ def set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(value("FD_LOG_LEVEL").upper())
+    logger.setLevel(value("FD_LOG_LEVEL"))

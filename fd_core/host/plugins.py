@@ -155,8 +155,10 @@ class PluginHost:
         started = time.perf_counter()
         stamp, verdict = ask(self._manager, plugin.found, plugin.module, "fd_stamp")
         if not implements(self._manager, plugin.module, "fd_stamp"):
-            verdict = _no_stamp(plugin.found)
-        elif verdict.ok and stamp is not None:
+            verdict = _bad_binary(plugin.found, "a hook fd_stamp", "no fd_stamp")
+        elif not verdict.ok:
+            verdict = _bad_binary(plugin.found, "to load", verdict.reasons[0].have)
+        elif stamp is not None:
             verdict = same_stamp(plugin.found, wanted, stamp)
         return plugin.record("binary", verdict, started)
 
@@ -254,9 +256,9 @@ def _check_item(found: Found, hook: str, kind: type, item: Any) -> Verdict:
     return Verdict.no(ReasonCode.REGISTER, f"{hook} of {found}", f"a {kind.__name__}", repr(item), fix)
 
 
-def _no_stamp(found: Found) -> Verdict:
-    fix = f"report it to the authors of {found.distribution}"
-    return Verdict.no(ReasonCode.ABI, str(found), "a hook fd_stamp", "no fd_stamp", fix)
+def _bad_binary(found: Found, want: str, have: str) -> Verdict:
+    fix = f"pip install --force-reinstall {found.distribution}, or report it to its authors"
+    return Verdict.no(ReasonCode.ABI, f"binary of {found}", want, have, fix)
 
 
 def same_stamp(found: Found, manifest: dict[str, Any], binary: dict[str, Any]) -> Verdict:

@@ -141,7 +141,7 @@ def _failed(code: ReasonCode, found: Found, want: str, have: str, fix: str) -> P
 
 
 def probe_here(found: Found) -> ProbeResult:
-    """Import the plug-in into this process and ask its platforms."""
+    """Import the plug-in into this process, ask its platforms, and load its binary if one is usable."""
     from fd_core.host.register import ask, check_platforms, load, new_manager
 
     manager = new_manager()
@@ -152,7 +152,10 @@ def probe_here(found: Found) -> ProbeResult:
     verdict &= check_platforms(found, classes or [])
     if not verdict.ok:
         return ProbeResult(verdict=verdict)
-    return ProbeResult(tuple(_probe_platform(found, cls) for cls in classes or []))
+    result = ProbeResult(tuple(_probe_platform(found, cls) for cls in classes or []))
+    if result.usable:  # a binary that crashes while it is loaded must do so here
+        ask(manager, found, module, "fd_stamp")
+    return result
 
 
 def _probe_platform(found: Found, cls: Any) -> Probed:

@@ -46,6 +46,10 @@ def fd_stamp():
 """
 )
 
+UNLOADABLE = STAMPED.replace('return {"digest": "binary"}', "raise OSError('undefined symbol: f')")
+CRASHING_BINARY = STAMPED.replace(
+    'return {"digest": "binary"}', "import ctypes; return ctypes.string_at(0)"
+)
 RAISES = "raise OSError('libvendor.so.3: cannot open shared object file')"
 EXITS = "import sys; sys.exit(7)"
 PRINTS = "print('a banner')\n" + GOOD

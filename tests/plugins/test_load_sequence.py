@@ -77,6 +77,20 @@ FAULTS: list[Any] = [
         broken.STAMPED, {"stamp": {"digest": "manifest"}}, ReasonCode.ABI, "digest binary", id="wrong stamp"
     ),
     pytest.param(broken.GOOD, {"stamp": {"digest": "x"}}, ReasonCode.ABI, "no fd_stamp", id="no stamp"),
+    pytest.param(
+        broken.UNLOADABLE,
+        {"stamp": {"digest": "x"}},
+        ReasonCode.ABI,
+        "undefined symbol",
+        id="binary does not load",
+    ),
+    pytest.param(
+        broken.CRASHING_BINARY,
+        {"stamp": {"digest": "x"}},
+        ReasonCode.PROBE_CRASH,
+        "SIGSEGV",
+        id="binary crashes",
+    ),
 ]
 
 
