@@ -118,7 +118,7 @@ def configure(
     stream: IO[str] | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> logging.Handler:
-    """Attach one handler to the tree, replacing an earlier one of ours.
+    """Attach one handler to the tree in place of those it has; for programs, not for libraries.
 
     `form`: "json", "text", or None (text on a terminal). `levels` None reads `FD_LOG`.
     """
@@ -132,6 +132,7 @@ def configure(
     handler.addFilter(Repeats())
     for name, level in parse_levels(os.environ.get("FD_LOG", "") if levels is None else levels).items():
         logging.getLogger(name).setLevel(level)
+    logging.getLogger(ROOT).handlers.clear()
     _attach(logging.getLogger(ROOT), handler)
     for name in FOREIGN:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -7,9 +7,10 @@ methods and filters that can amplify are sized before they run; what cannot be s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
@@ -96,6 +97,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = Instrument().visit(super()._parse(source, name, filename))
         return tree
+
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        """The error as it is: Jinja's rewriting of the traceback takes a second for deep ones."""
+        error = sys.exc_info()[1]
+        raise error if error is not None else TemplateError("template failed")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         SIZED_OPERATORS[operator](current(), left, right)
