@@ -41,7 +41,8 @@ void linear(Tensor x, Tensor weight, OptTensor bias, Tensor out) {
   dispatch_float(op, "weight", weight, [&](auto tag) {
     using T = decltype(tag);
     const Plain<T> source{weight.data<T>(), weight.stride(0), weight.size(0)};
-    gemm::for_row_chunks(x, sink, [&](const gemm::Job& job) { gemm::run_blocks(job, source); });
+    gemm::for_row_chunks(linear_input(x), sink,
+                         [&](const gemm::Job& job) { gemm::run_blocks(job, source); });
   });
 }
 FD_EXPORT(linear)

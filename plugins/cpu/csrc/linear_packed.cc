@@ -56,7 +56,8 @@ void linear_packed(Tensor x, Tensor packed, OptTensor bias, Tensor out) {
   Check{op, "packed", packed}.dim(0, gemm::panels_of(out.size(1)));
   dispatch_float(op, "packed", packed, [&](auto tag) {
     const auto* w = packed.data<decltype(tag)>();
-    gemm::for_row_chunks(x, sink, [&](const gemm::Job& job) { gemm::run_stream(job, w); });
+    gemm::for_row_chunks(linear_input(x), sink,
+                         [&](const gemm::Job& job) { gemm::run_stream(job, w); });
   });
 }
 FD_EXPORT(linear_packed)

@@ -120,19 +120,25 @@ Blocks pack_rows(const T* x, int64_t stride, int64_t rows, int64_t depth) {
   return {to, block_stride};
 }
 
+// Rows of activations: `stride` elements apart, the elements of a row adjacent.
+struct Matrix {
+  const char* data;
+  Kind kind;
+  int64_t rows, stride, depth;
+};
+
 // Calls run(job) for each chunk of at most kRowsPacked rows of x.
 template <typename Run>
-void for_row_chunks(Tensor x, Sink sink, Run&& run) {
-  const int64_t rows = x.size(0), depth = x.size(1);
-  const int64_t chunks = (rows + kRowsPacked - 1) / kRowsPacked;
+void for_row_chunks(const Matrix& x, Sink sink, Run&& run) {
+  const int64_t chunks = (x.rows + kRowsPacked - 1) / kRowsPacked;
   char* const out = sink.out;
-  with_kind(kind_of(x), [&](auto tag) {
-    using T = decltype(tag);
+  with_kind(x.kind, [&](auto tag) {
+    const auto* from = reinterpret_cast<const decltype(tag)*>(x.data);
     for (int64_t i = 0; i < chunks; ++i) {
-      const int64_t r0 = rows * i / chunks, r1 = rows * (i + 1) / chunks;
-      const Blocks blocks = pack_rows(x.data<T>() + r0 * x.stride(0), x.stride(0), r1 - r0, depth);
+      const int64_t r0 = x.rows * i / chunks, r1 = x.rows * (i + 1) / chunks;
+      const Blocks blocks = pack_rows(from + r0 * x.stride, x.stride, r1 - r0, x.depth);
       with_kind(sink.kind, [&](auto o) { sink.out = out + r0 * sink.stride * sizeof(o); });
-      run(Job{0, r1 - r0, depth, blocks, sink});
+      run(Job{0, r1 - r0, x.depth, blocks, sink});
     }
   });
 }

@@ -21,4 +21,8 @@ inline gemm::Sink linear_sink(const char* op, Tensor x, OptTensor bias, Tensor o
   return sink;
 }
 
+inline gemm::Matrix linear_input(Tensor x) {
+  return {x.data<char>(), gemm::kind_of(x), x.size(0), x.stride(0), x.size(1)};
+}
+
 }  // namespace fd
