@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fd_core.api.tensor import from_numpy
 from fd_core.engine.request import SamplingParams, TokenLogprobs
 from fd_core.engine.sampler import Sampler, SampleResult
-from fd_core.engine.sampling_state import RowState
+from fd_core.engine.sampling_state import RowState, TokenHistory
 from fd_core.engine.staging import Staged
+from fd_core.host.freeze import freeze
 from fd_core.host.session import open_session
+from fd_core.ops.catalogue import catalogue
+from tests.platforms import byte_device
 
 Array = np.ndarray[Any, Any]
 VOCAB = 40
 EOS = 3
 
 
-@pytest.fixture(scope="module", params=["reference", "cpu"])
-def session(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=["reference", "cpu", "bytes"])
+def session(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """NumPy oracles, compiled kernels, and oracles on a device whose memory the host cannot address."""
     if request.param == "cpu":
         library = pytest.importorskip("fd_cpu.library", reason="fd-cpu is not installed")
         if not library.verdict().ok:
             pytest.skip(str(library.verdict()))
-    return open_session(request.param)
+    if request.param != "bytes":
+        return open_session(request.param)
+    monkeypatch.setattr(byte_device, "CAPACITY", 1 << 27)
+    platform = byte_device.ByteDevice()
+    device = platform.open(0)
+    return SimpleNamespace(
+        platform=platform, device=device, ops=freeze(catalogue(), [], device, policy="allow")
+    )
 
 
 @pytest.fixture
@@ -49,7 +60,7 @@ def peaked(*best: int) -> Array:
 
 
 def run(sampler: Sampler, logits: Any, rows: list[RowState]) -> SampleResult:
-    return sampler.sample(from_numpy(np.array(logits, np.float32)), rows)
+    return sampler.sample(sampler.platform.from_host(np.array(logits, np.float32)), rows)
 
 
 def one(sampler: Sampler, logits: Array, state: RowState) -> int:
@@ -309,12 +320,12 @@ def test_each_row_gets_as_many_alternatives_as_it_asked_for(sampler: Sampler) ->
 
 def test_score_gives_prompt_logprobs(sampler: Sampler) -> None:
     logits = random_logits(3)
-    got = sampler.score(from_numpy(logits), [4, 0, 39], 2)
+    got = sampler.score(sampler.platform.from_host(logits), [4, 0, 39], 2)
     assert [s.logprob for s in got] == pytest.approx(
         [log_softmax(x)[t] for x, t in zip(logits, (4, 0, 39), strict=True)], abs=1e-5
     )
     assert [len(s.top_ids) for s in got] == [2, 2, 2]
-    assert sampler.score(from_numpy(logits[:0]), [], 2) == []
+    assert sampler.score(sampler.platform.from_host(logits[:0]), [], 2) == []
 
 
 # -- borders ---------------------------------------------------------------------------------------------
@@ -339,10 +350,31 @@ def test_broken_logits_give_a_token_in_range(sampler: Sampler) -> None:
 
 
 def test_staged_values_are_sent_only_when_they_change(session: Any) -> None:
-    staged = Staged(session.platform)
-    first = staged.put("x", np.arange(3))
-    assert staged.put("x", np.arange(3)) is first
-    assert first.numpy().tolist() == [0, 1, 2]
-    assert staged.put("x", np.arange(40)).numpy().tolist() == list(range(40))
-    assert staged.put("x", np.array([[9, 8]])).numpy().tolist() == [[9, 8]]
-    assert staged.get("x", 1).numpy().tolist() == [9]
+    platform = session.platform
+    staged = Staged(platform)
+
+    def put(values: Any) -> tuple[list[Any], int]:
+        """What the device holds, and the copies that it took."""
+        before = getattr(platform, "copies", 0)
+        tensor = staged.put("x", np.array(values))
+        copies = getattr(platform, "copies", 0) - before
+        return platform.to_host(tensor).tolist(), copies
+
+    assert put([0, 1, 2])[0] == [0, 1, 2]
+    assert put([0, 1, 2]) == ([0, 1, 2], 0)
+    assert put(list(range(40)))[0] == list(range(40))
+    assert put([[9, 8]])[0] == [[9, 8]]
+    assert platform.to_host(staged.get("x", 3)).tolist() == [9, 8, 2]
+
+
+def test_history_uploads_new_tokens_only(session: Any) -> None:
+    history = TokenHistory(session.platform, [5, 6])
+    assert session.platform.to_host(history.sync([5, 6, 7])).tolist() == [[5, 6, 7]]
+    before = getattr(session.platform, "copies", 0)
+    tensor = history.sync([5, 6, 7])
+    assert getattr(session.platform, "copies", 0) == before
+    assert session.platform.to_host(tensor).tolist() == [[5, 6, 7]]
+    long = list(range(200))
+    assert session.platform.to_host(history.sync([5, 6, 7, *long])).tolist() == [[5, 6, 7, *long]]
+    assert session.platform.to_host(history.sync([5, 6])).tolist() == [[5, 6]]
+    assert session.platform.to_host(history.sync([5, 6, 9])).tolist() == [[5, 6, 9]]
