@@ -1,4 +1,4 @@
-#include "fd/attention.h"
+#include "fd/attention_run.h"
 #include "fd/check.h"
 
 namespace fd {
