@@ -13,6 +13,19 @@ from fd_core.models.errors import ConfigError
 from fd_core.models.rope import parse_rope
 
 
+#: By `model_type`: what a missing key means where that differs from the fields' defaults below. Files
+#: leave out values that equal their family's default.
+_FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ernie4_5": {
+        "tie_word_embeddings": True,
+        "rope_theta": 500_000.0,
+        "rms_norm_eps": 1e-5,
+        "head_dim": 128,
+    },
+    "qwen3": {"head_dim": 128},
+}
+
+
 class ModelConfig(BaseModel):
     """Sizes in elements. Keys that no model here reads are ignored; those that would change the result
     and are not implemented are refused by the model (`CausalLM.unsupported`).
@@ -50,7 +63,7 @@ class ModelConfig(BaseModel):
     moe_intermediate_size: int = 0
     norm_topk_prob: bool = False
     mlp_only_layers: tuple[int, ...] = ()
-    decoder_sparse_step: int = 1
+    decoder_sparse_step: int = Field(default=1, gt=0)
     # The file format's older key for the weights' type carries a framework's name.
     dtype: str = Field(default="float32", validation_alias=AliasChoices("dtype", "torch_dtype"))
     weight_layout: str | None = None
@@ -102,7 +115,7 @@ def parse_config(
 ) -> ModelConfig:
     """The configuration from already parsed JSON."""
     try:
-        given = {k: v for k, v in raw.items() if v is not None}
+        given = _FAMILY_DEFAULTS.get(str(raw.get("model_type")), {}) | _present(raw)
         values = given | _derived(given, generation or {})
         longest = derived_length(values["max_position_embeddings"], values["rope"])
         values["max_model_len"] = _length(longest, max_model_len, where)
@@ -127,6 +140,10 @@ def _derived(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str,
     if sliding is None:  # the older form says it with the window alone, or with the layers' types
         values["use_sliding_window"] = "sliding_attention" in (raw.get("layer_types") or ())
     return values
+
+
+def _present(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if value is not None}
 
 
 def _count(raw: Mapping[str, Any], key: str) -> int:

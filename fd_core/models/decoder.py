@@ -95,6 +95,10 @@ class DecoderLM(CausalLM):
     def feed_forward(self, layer: int, prefix: str) -> FeedForward:
         """The feed-forward block of a layer (see `make_mlp`)."""
 
+    def window(self, layer: int) -> int | None:
+        """Sliding window of a layer in tokens, its own included; None = all."""
+        return self.config.window(layer)
+
     @classmethod
     def unsupported(cls, config: ModelConfig) -> Iterable[str]:
         yield from common_limits(config)
@@ -143,7 +147,7 @@ class DecoderLM(CausalLM):
 
     def _attention_spec(self, layer: int) -> AttentionSpec:
         config, context = self.config, self.context
-        window = config.window(layer)
+        window = self.window(layer)
         if window is not None and window >= context.max_model_len:
             window = None
         return AttentionSpec(

@@ -54,13 +54,14 @@ def cpu_parts() -> Parts:
     """The compiled CPU kernels, from an installation or from a developer's library."""
     library = pytest.importorskip("fd_cpu.library", reason="fd-cpu is not installed")
     from fd_cpu.kernels import kernels
+    from fd_cpu.platform import CPUPlatform
     from fd_cpu.quant import PackedLinear
 
     try:
         library.chosen()
     except RuntimeError as error:
         pytest.skip(f"fd-cpu has no library: {error}")
-    platform = ReferencePlatform()
+    platform = CPUPlatform()
     device = platform.open(0)
     ops = freeze(catalogue(), kernels(), device, policy="error")
     return Parts("fd-cpu", platform, device, ops, [PagedAttention], {"none": PackedLinear})

@@ -55,6 +55,15 @@ def test_both_forms_of_rotary_settings_are_one() -> None:
     assert config(partial_rotary_factor=0.5).rope["partial_rotary_factor"] == 0.5
 
 
+def test_a_missing_key_means_what_it_means_in_its_family() -> None:
+    ernie = config(model_type="ernie4_5")
+    assert ernie.tie_word_embeddings
+    assert (ernie.head_dim, ernie.rope["rope_theta"], ernie.rms_norm_eps) == (128, 500_000.0, 1e-5)
+    assert not config(model_type="ernie4_5", tie_word_embeddings=False).tie_word_embeddings
+    assert config(model_type="qwen3").head_dim == 128
+    assert config(model_type="qwen3", head_dim=8).head_dim == 8
+
+
 @pytest.mark.parametrize(
     ("rope", "length"),
     [

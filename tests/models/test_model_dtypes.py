@@ -51,6 +51,12 @@ def test_16_bit_weights_widen_exactly(folder: Path, parts: Parts, reference: Any
     assert_logits(Harness(model).logits("p", PROMPT), want, 1e-4)
 
 
+def test_16_bit_experts_widen_exactly(parts: Parts, kind: str, tmp_path: Path) -> None:
+    reference = make("qwen3_moe", kind)
+    model = build(save(reference, tmp_path, kind), parts, cache="float32")
+    assert_logits(Harness(model).logits("p", PROMPT), reference_logits(reference, PROMPT), 1e-4)
+
+
 def test_a_16_bit_cache_stays_within_its_rounding(
     folder: Path, parts: Parts, reference: Any, kind: str
 ) -> None:

@@ -43,7 +43,7 @@ def input_major(weights: dict[str, Any]) -> dict[str, Any]:
     return {n: np.ascontiguousarray(w.T) if n.endswith(turn) else w for n, w in weights.items()}
 
 
-@pytest.mark.parametrize("family", ["ernie4_5", "ernie4_5-biases", "qwen3"])
+@pytest.mark.parametrize("family", ["ernie4_5", "ernie4_5-biases", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("declared", ["option", "config", "metadata"])
 def test_input_major_checkpoints(family: str, declared: str, tmp_path: Path) -> None:
     """Some matrices are square (q_proj of ERNIE here): only the declaration can tell."""

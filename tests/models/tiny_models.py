@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch makes the reference models")
 transformers = pytest.importorskip("transformers", reason="transformers makes the reference models")
 
+torch.set_num_threads(1)  # the models are tiny: a second thread only waits
+
 VOCAB = 131
 
 _BASE: dict[str, Any] = {
@@ -62,6 +64,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5": ("Ernie4_5", {"head_dim": 16, "tie_word_embeddings": True}),
     "ernie4_5-biases": ("Ernie4_5", {"head_dim": 8, "use_bias": True, "tie_word_embeddings": False}),
     "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "qwen3_moe-window": ("Qwen3Moe", {**_EXPERTS, "use_sliding_window": True, "sliding_window": 9}),
     "qwen3_moe-sparse": ("Qwen3Moe", {**_EXPERTS, "norm_topk_prob": False, "decoder_sparse_step": 2}),
 }
 
