@@ -164,17 +164,23 @@ class RequestMeter:
         self._queue = 0.0
         self._first = 0.0
         self._tokens = 0
-        self._prompt_tokens = prompt_tokens
-        metrics.accepted.inc()
-        metrics.prompt_tokens.inc(prompt_tokens)
-        metrics.prompt_size.observe(prompt_tokens)
-        metrics.max_tokens.observe(max_tokens)
-        metrics.n.observe(n)
+        self._asked: tuple[int, int, int] | None = (prompt_tokens, max_tokens, n)
 
     @property
     def ttft(self) -> float:
         """Seconds to the first token; 0 before it."""
         return self._first - self._arrival if self._first else 0.0
+
+    def accepted(self) -> None:
+        """The engine took the request (a refused one is counted nowhere here); once is enough."""
+        if self._asked is None:
+            return
+        (prompt_tokens, max_tokens, n), self._asked = self._asked, None
+        self._m.accepted.inc()
+        self._m.prompt_tokens.inc(prompt_tokens)
+        self._m.prompt_size.observe(prompt_tokens)
+        self._m.max_tokens.observe(max_tokens)
+        self._m.n.observe(n)
 
     def tokens(self, index: int, count: int, queue_time: float) -> None:
         """`count` new tokens of completion `index` have arrived."""

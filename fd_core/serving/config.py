@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fd_core.host.errors import FdError
 from fd_core.serving.inputs.limits import Limits
 
 
@@ -75,7 +76,7 @@ class ServeConfig:
     def check_exposure(self, has_keys: bool) -> None:
         """Refuse an open door: a public address without any key."""
         if not self.loopback and not has_keys and not self.allow_unauthenticated:
-            raise ValueError(
+            raise FdError(
                 f"--host {self.host}: reachable from other machines, but no API key is set; "
                 "give --api-key, --api-key-file or FD_API_KEY, or say --allow-unauthenticated"
             )

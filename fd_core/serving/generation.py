@@ -45,7 +45,6 @@ class Generation:
         self._deadline = deadline
         self._queue: asyncio.Queue[News | Exception] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
-        self._open = len(requests)
         self._begun = False
 
     async def __aenter__(self) -> Generation:
@@ -59,12 +58,19 @@ class Generation:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        unfinished = self._open > 0
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if unfinished:
-            self._metrics.aborted.labels(self.end_reason).inc()
+        self._count_unfinished()
+
+    def _count_unfinished(self) -> None:
+        """Ledger: accepted = finished + aborted + live."""
+        if self.end_reason == "refused":
+            return
+        for processor, meter in zip(self.processors, self.meters, strict=True):
+            if not processor.done:
+                meter.accepted()
+                self._metrics.aborted.labels(self.end_reason).inc()
 
     async def _pump(self, at: int, request: EngineRequest, meter: RequestMeter) -> None:
         try:
@@ -83,6 +89,7 @@ class Generation:
         async with aclosing(outputs):
             async for output in outputs:
                 _check(output)
+                meter.accepted()
                 delta = processor.process(output)
                 if delta is not None:
                     self._tell(at, delta, output, meter)
@@ -98,8 +105,6 @@ class Generation:
         meter.tokens(delta.index, len(delta.token_ids), output.queue_time)
         if delta.finish_reason is not None:
             meter.completed(delta.finish_reason)
-            if self.processors[at].done:
-                self._open -= 1
         self._queue.put_nowait((at, delta))
 
     def fail(self, error: Exception, reason: str) -> None:

@@ -62,7 +62,8 @@ class Monitor:
             return f"the engine has not answered for {limit:g} s" if now - self._answered > limit else ""
         self._answered = now
         self._state.metrics.engine.stats = stats
-        if stats.steps != self._steps or not stats.running + stats.waiting:
+        busy = self._state.admission.inflight and stats.running + stats.waiting
+        if stats.steps != self._steps or not busy:
             self._steps, self._progress = stats.steps, now
         if now - self._progress > limit:
             return f"the engine has work but made no step for {limit:g} s"

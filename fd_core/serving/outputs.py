@@ -32,6 +32,7 @@ class OutputProcessor:
     def __init__(self, request: EngineRequest, tokenizer: TextTokenizer) -> None:
         params = request.params
         self._stop_token_ids = frozenset(params.stop_token_ids)
+        self._scoring = params.max_tokens == 0
         self._include_stop = params.include_stop_str_in_output
         self._open = {
             index: Detokenizer(
@@ -67,6 +68,8 @@ class OutputProcessor:
         return delta
 
     def _delta(self, detokenizer: Detokenizer, output: EngineOutput) -> TextDelta:
+        if self._scoring:  # an engine may sample one token all the same
+            return TextDelta(output.index, finish_reason=output.finish_reason, error=output.error)
         before = detokenizer.num_tokens
         hidden = self._hidden(output)
         text = detokenizer.feed(output.token_ids[: len(output.token_ids) - hidden])

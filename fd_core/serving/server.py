@@ -34,7 +34,10 @@ class Server(uvicorn.Server):
         await super().startup()
         if self.config.uds is None and self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            log.info("listening on http://%s:%d", host, port, extra={"event": "listening", "port": port})
+            scheme = "https" if self.config.is_ssl else "http"
+            log.info(
+                "listening on %s://%s:%d", scheme, host, port, extra={"event": "listening", "port": port}
+            )
 
 
 def new_state(config: ServeConfig) -> ServerState:
@@ -77,8 +80,8 @@ async def serve_async(config: ServeConfig, engine_factory: EngineFactory, keys: 
 def serve(config: ServeConfig, engine_factory: EngineFactory) -> int:
     """Serve until told to stop. The port opens at once; `engine_factory(progress)` loads meanwhile.
 
-    Returns 0 after SIGTERM or SIGINT, 1 when the engine failed. Raises ValueError for a public address
-    without keys.
+    Returns 0 after SIGTERM or SIGINT, 1 when the engine failed. Raises FdError for a public address
+    without keys or a key file that cannot be read.
     """
     keys = key_ring(config)
     config.check_exposure(bool(keys))

@@ -157,6 +157,15 @@ def test_held_text_comes_at_the_end():
     assert processor.process(output([], finish_reason=FinishReason.LENGTH)).text == "xy"
 
 
+def test_scoring_shows_no_token():
+    """`max_tokens` 0: nothing is generated, whatever the engine sampled on the way."""
+    processor = OutputProcessor(request(max_tokens=0), TOKENIZER)
+    delta = processor.process(output(b"a", finish_reason=FinishReason.LENGTH))
+    assert (delta.text, delta.token_ids, delta.logprobs) == ("", [], [])
+    assert processor.done
+    assert processor.num_output_tokens == 0
+
+
 def test_completions_are_apart():
     processor = OutputProcessor(request(n=2, stop=("b",)), TOKENIZER)
     assert processor.process(output(b"ab", index=1)).finish_reason is FinishReason.STOP

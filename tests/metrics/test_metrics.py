@@ -117,6 +117,9 @@ def test_buckets():
 def test_request_meter():
     metrics = made()
     meter = RequestMeter(metrics, time.time() - 1.0, prompt_tokens=7, max_tokens=10, n=2)
+    assert samples(metrics)[f"fd_prompt_tokens_total{L}"] == 0
+    meter.accepted()
+    meter.accepted()
     meter.tokens(0, 1, 0.25)
     meter.tokens(1, 1, 0.25)
     meter.tokens(0, 3, 0.25)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from fd_core.host.errors import FdError
 from fd_core.serving.config import ServeConfig
 from fd_core.serving.errors import RequestError
 from fd_core.serving.http.types import App, Receive, Scope, Send
@@ -59,7 +60,10 @@ def _digest(key: bytes) -> bytes:
 def key_ring(config: ServeConfig, environ: Mapping[str, str] = os.environ) -> KeyRing:
     """Keys of flags, of `FD_API_KEY` (several separated by commas) and of the key file."""
     from_environment = (k.strip() for k in environ.get("FD_API_KEY", "").split(","))
-    return KeyRing([*config.api_keys, *from_environment], config.api_key_file)
+    try:
+        return KeyRing([*config.api_keys, *from_environment], config.api_key_file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FdError(f"--api-key-file: want a readable file with one key a line: {error}") from error
 
 
 class Auth:

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from fd_core.host.errors import FdError
 from fd_core.serving.config import ServeConfig
 from fd_core.serving.http.auth import PUBLIC, KeyRing, key_ring
 from fd_core.serving.http.routes import ROUTES
@@ -157,12 +158,17 @@ def test_keys_are_hashed_at_rest():
 def test_public_address_needs_keys(tmp_path, host, open_door):
     config = ServeConfig(model_dir=tmp_path, host=host)
     if open_door:
-        with pytest.raises(ValueError, match="--allow-unauthenticated"):
+        with pytest.raises(FdError, match="--allow-unauthenticated"):
             config.check_exposure(bool(key_ring(config, {})))
     else:
         config.check_exposure(bool(key_ring(config, {})))
     config.check_exposure(bool(key_ring(config, {"FD_API_KEY": "k"})))
     ServeConfig(model_dir=tmp_path, host=host, allow_unauthenticated=True).check_exposure(False)
+
+
+def test_missing_key_file_stops_the_start(tmp_path):
+    with pytest.raises(FdError, match="--api-key-file"):
+        key_ring(ServeConfig(model_dir=tmp_path, api_key_file=tmp_path / "none"), {})
 
 
 def test_cors_is_off_by_default(server, start):

@@ -52,6 +52,30 @@ def test_sums_equal_the_clients_counts(start):
     assert value(text, "fd_engine_up") == 1
 
 
+def test_ledger(start):
+    """accepted = finished + aborted; a refusal is neither."""
+    import socket
+
+    server = start(engine_options={"blocks": 20})
+    with server.client() as client, server.http() as http:
+        client.completions.create(model="toy", prompt=["a", "b", "c"], max_tokens=3)
+        refused = http.post("/v1/completions", json={"prompt": "x" * 300, "max_tokens": 300})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "request_refused"
+        gone = b'{"prompt": ["x", "y"], "max_tokens": 150}'
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(head + b"content-length: %d\r\n\r\n" % len(gone) + gone)
+            while server.engine.live != 2:
+                pass
+        assert server.settled()
+        text = http.get("/metrics").text
+    assert value(text, "fd_requests_accepted_total") == 5
+    assert value(text, "fd_e2e_request_latency_seconds_count") == 3
+    assert value(text, "fd_requests_aborted_total", reason="client_gone") == 2
+    assert value(text, "vllm:prompt_tokens_total") == 5
+
+
 def test_metrics_can_be_switched_off(start):
     with start(metrics=False, ui=False).http() as http:
         assert http.get("/metrics").status_code == 404
