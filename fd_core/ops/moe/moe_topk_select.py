@@ -28,7 +28,7 @@ def softmax(logits: Array) -> Array:
 
 def best(keys: Array, k: int) -> Array:
     """Indices of the k largest keys of each row, descending; ties to the lower index, NaN last."""
-    return np.argsort(-keys, axis=-1, kind="stable")[:, :k]
+    return np.asarray(np.argsort(-keys, axis=-1, kind="stable")[:, :k])
 
 
 def check(op: str, k: int, experts: int, bias: Array | None) -> None:
@@ -42,7 +42,7 @@ def normalise(weights: Array) -> Array:
     """Rows divided by their sums; a row of zeros stays."""
     total = weights.sum(-1, keepdims=True, dtype=np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(total == 0, np.float32(0), weights / total)
+        return np.asarray(np.where(total == 0, np.float32(0), weights / total))
 
 
 def _case(tokens: int, experts: int, k: int, *, bias: bool = False, norm: bool = False) -> Case:
@@ -64,7 +64,13 @@ def _outputs(gating_logits: TensorSpec, moe_topk: int, **_: Any) -> list[TensorS
     return [TensorSpec((rows, moe_topk), int64), TensorSpec((rows, moe_topk), float32)]
 
 
-@op(family="moe", infer=_outputs, cases=CASES, tolerance=TOLERANCE, rows=("topk_ids", "topk_weights"))
+@op(
+    family="moe",
+    infer=_outputs,
+    cases=CASES,
+    tolerance=TOLERANCE,
+    rows=("gating_logits", "topk_ids", "topk_weights"),
+)
 def moe_topk_select(
     gating_logits: In,
     bias: OptIn,

@@ -33,7 +33,14 @@ CASES = [
 ]
 
 
+def _check_sizes(experts: int, block: int) -> None:
+    if experts < 1 or block < 1:
+        text = f"want num_experts and GEMM_BLOCK_SIZE_M >= 1, have {experts} and {block}"
+        raise ValueError(f"tritonmoe_preprocess: {text}")
+
+
 def _outputs(topk_ids: TensorSpec, num_experts: int, GEMM_BLOCK_SIZE_M: int) -> list[TensorSpec]:
+    _check_sizes(num_experts, GEMM_BLOCK_SIZE_M)
     n = int(np.prod(topk_ids.shape))
     block = GEMM_BLOCK_SIZE_M
     padded = n * block if n < num_experts + 1 else n + (num_experts + 1) * (block - 1)
@@ -63,8 +70,7 @@ def tritonmoe_preprocess(
     -1 .. E - 1, B < 1, E < 1. Source: specification ops-quant-moe §5.
     """
     flat, block = topk_ids.reshape(-1), GEMM_BLOCK_SIZE_M
-    if num_experts < 1 or block < 1:
-        raise ValueError(f"tritonmoe_preprocess: want experts and block >= 1, have {num_experts}, {block}")
+    _check_sizes(num_experts, block)
     if flat.size and not (flat.min() >= -1 and flat.max() < num_experts):
         raise ValueError(f"tritonmoe_preprocess.topk_ids: want -1 .. {num_experts - 1}")
     sorted_ids[...] = flat.size

@@ -36,8 +36,8 @@ void linear(Tensor x, Tensor weight, OptTensor bias, Tensor out) {
   const char* op = "linear";
   Check{op, "x", x}.rank(2);
   Check{op, "weight", weight}.rank(2).dim(1, x.size(1)).inner_contiguous();
+  Check{op, "out", out}.rank(2).dim(1, weight.size(0));
   const gemm::Sink sink = linear_sink(op, x, bias, out);
-  Check{op, "out", out}.dim(1, weight.size(0));
   dispatch_float(op, "weight", weight, [&](auto tag) {
     using T = decltype(tag);
     const Plain<T> source{weight.data<T>(), weight.stride(0), weight.size(0)};
