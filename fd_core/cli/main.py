@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "bench": "measure prefill and decode speed of a model",
     "doctor": "show devices, plug-ins, versions and what is wrong with them",
     "why": "explain which kernel an op uses, and why not the others",
+    "conformance": "check a platform's kernels against the oracles and contracts",
     "matrix": "list every op, dtype and device with its kernel or the reasons",
 }
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130

@@ -8,15 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+import numpy as np
 import pytest
 
 from fd_core.api.manifest import read_manifest
+from fd_core.api.tensor import from_numpy
 from fd_core.api.version import PLUGIN_API
 from fd_core.ops.catalogue import catalogue
+from fd_core.testkit.check import check_case
+from tests.plugins.emulated import Runner, build_runner
 
 CPU = Path(__file__).parents[2] / "plugins/cpu"
 pytestmark = pytest.mark.skipif(
@@ -163,18 +167,55 @@ def visible(file: Path) -> set[str]:
     return {line.split()[-1] for line in listing.stdout.splitlines()}
 
 
+# -- aarch64 -----------------------------------------------------------------------------------------
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+
+
+@pytest.fixture(scope="module")
+def neon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build folder of the whole plug-in for another processor (g++-aarch64-linux-gnu)."""
+    need("cmake", COMPILER)
+    folder = tmp_path_factory.mktemp("aarch64")
+    options = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64", "CXX_COMPILER": COMPILER}
+    cmake(CPU, folder, *(f"-DCMAKE_{name}={value}" for name, value in options.items()))
+    return folder
+
+
 @pytest.mark.slow
-def test_every_kernel_compiles_for_aarch64(tmp_path: Path) -> None:
-    compiler = "aarch64-linux-gnu-g++"
-    need("cmake", compiler)
-    options: dict[str, Any] = {
-        "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
-        "CMAKE_CXX_COMPILER": compiler,
-    }
-    cmake(CPU, tmp_path, *(f"-D{name}={value}" for name, value in options.items()))
-    library = tmp_path / "libfd_cpu_neon.so"
+def test_every_kernel_compiles_for_aarch64(neon: Path) -> None:
+    library = neon / "libfd_cpu_neon.so"
     assert library.read_bytes()[18] == 183  # EM_AARCH64
-    manifest = read_manifest(tmp_path / "fd_plugin.json")
+    manifest = read_manifest(neon / "fd_plugin.json")
     assert "aarch64" in manifest.arch
     assert manifest.stamp["levels"] == ["neon"]
+    assert {f"__tvm_ffi_{op}" for op in catalogue()} & visible(library)
+
+
+@pytest.fixture(scope="module")
+def runner(neon: Path) -> Iterator[Runner]:
+    need(EMULATOR)
+    build_runner(COMPILER, Path(__file__).with_name("kernel_runner.cc"), neon / "kernel_runner")
+    command = [EMULATOR, "-L", "/usr/aarch64-linux-gnu", neon / "kernel_runner", neon / "libfd_cpu_neon.so"]
+    running = Runner(list(map(str, command)))
+    yield running
+    running.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(catalogue()))
+def test_kernel_agrees_with_oracle_on_aarch64(runner: Runner, plan: ModuleType, name: str) -> None:
+    """Every case but those for timing, under an emulator (qemu-user)."""
+    if name not in plan.read_toml("kernels.toml")["ops"]:
+        pytest.skip("fd-cpu has no kernel for it")
+    definition = catalogue()[name]
+    for case in definition.cases:
+        for dtype in () if case.bench else case.dtypes:
+            check_case(definition, case, dtype, runner.kernel(name))
+
+
+@pytest.mark.slow
+def test_refusals_on_aarch64(runner: Runner) -> None:
+    x, weight = from_numpy(np.ones((2, 4), np.float32)), from_numpy(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=r"rms_norm.weight: want size 4 in dimension 0, have \[3\]"):
+        runner.kernel("rms_norm")(x, weight, 1e-6, x)

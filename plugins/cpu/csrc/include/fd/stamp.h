@@ -4,12 +4,12 @@
 
 #include <cstring>
 
-#define FD_STAMP(json)                                                                       \
-  extern "C" __attribute__((visibility("default"), used)) const char fd_stamp_text[] =       \
-      "FD_STAMP:" json;                                                                      \
-  extern "C" __attribute__((visibility("default"))) int __tvm_ffi_fd_stamp(                  \
-      void*, const TVMFFIAny*, int32_t, TVMFFIAny* result) {                                 \
-    const char* text = fd_stamp_text + std::strlen("FD_STAMP:");                             \
-    const TVMFFIByteArray bytes{text, std::strlen(text)};                                    \
-    return TVMFFIStringFromByteArray(&bytes, result);                                        \
+#define FD_STAMP(json)                                                                 \
+  extern "C" __attribute__((visibility("default"), used)) const char fd_stamp_text[] = \
+      "FD_STAMP:" json;                                                                \
+  extern "C" __attribute__((visibility("default"))) int __tvm_ffi_fd_stamp(            \
+      void*, const TVMFFIAny*, int32_t, TVMFFIAny* result) {                           \
+    const char* text = fd_stamp_text + std::strlen("FD_STAMP:");                       \
+    const TVMFFIByteArray bytes{text, std::strlen(text)};                              \
+    return TVMFFIStringFromByteArray(&bytes, result);                                  \
   }

@@ -1,0 +1,156 @@
+"""The kit catches a planted defect of every class that it claims to catch, and passes sound kernels."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fd_core.api.device import HOST, DeviceInfo
+from fd_core.api.dtype import float32
+from fd_core.api.host_platform import HostPlatform
+from fd_core.api.kernel import Kernel
+from fd_core.api.tensor import Tensor
+from fd_core.cli import main
+from fd_core.host.freeze import freeze
+from fd_core.host.ledger import Ledger
+from fd_core.host.reference import ReferencePlatform
+from fd_core.host.session import Session
+from fd_core.ops.catalogue import find
+from fd_core.testkit.conformance import CHECKS, Finding, examine
+
+OPS = {"rms_norm": find("rms_norm")}
+FLOATS = ("float32", "bfloat16", "float16")
+Body = Callable[[Any, Any, float, Any], None]
+
+
+def session(body: Callable[..., None]) -> Session:
+    """A host platform whose rms_norm is `body`, called with tensors."""
+    platform: HostPlatform = ReferencePlatform()
+    info = DeviceInfo(HOST, "planted", "planted", 0, 1 << 30)
+    table = freeze(OPS, [Kernel("rms_norm", "planted", body)], info, policy="error")
+    return Session(platform, info, table, [], {}, Ledger(table, {}))
+
+
+def validated(body: Body) -> Callable[..., None]:
+    """A kernel that checks its arguments as ours do, then computes `body` on arrays."""
+
+    def kernel(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        if out.dtype != x.dtype or weight.dtype not in (x.dtype, float32) or x.dtype.name not in FLOATS:
+            raise TypeError(f"rms_norm: dtypes {x.dtype}, {weight.dtype}, {out.dtype}")
+        if x.ndim != 2 or weight.shape != x.shape[1:] or out.shape != x.shape:
+            raise ValueError(f"rms_norm: shapes {x.shape}, {weight.shape}, {out.shape}")
+        body(x.numpy(), weight.numpy(), eps, out.numpy())
+
+    return kernel
+
+
+def sound(x: Any, weight: Any, eps: float, out: Any) -> None:
+    OPS["rms_norm"].oracle(x, weight, eps, out)
+
+
+def failed(kernel: Callable[..., None], dtypes: list[str] | None = None) -> set[str]:
+    findings = list(examine(session(kernel), dtypes=dtypes or ["float32"]))
+    assert {finding.check for finding in findings} == set(CHECKS)
+    return {finding.check for finding in findings if finding.status == "fail"}
+
+
+def test_sound_kernel_passes() -> None:
+    assert failed(validated(sound), list(FLOATS)) == set()
+
+
+def tail_left_out(x: Any, weight: Any, eps: float, out: Any) -> None:
+    sound(x, weight, eps, out)
+    out[..., 16 * (x.shape[-1] // 16) :] = 0
+
+
+def uninitialised(x: Any, weight: Any, eps: float, out: Any) -> None:
+    keep = out[:, -1:].copy()
+    sound(x, weight, eps, out)
+    out[:, -1:] = keep
+
+
+def rows_coupled(x: Any, weight: Any, eps: float, out: Any) -> None:
+    sound(x, weight, eps, out)
+    out *= np.float32(1 + 1e-7 * len(x))
+
+
+def writes_its_input(x: Any, weight: Any, eps: float, out: Any) -> None:
+    sound(x, weight, eps, out)
+    if weight.size:
+        weight[0] += 1
+
+
+_calls = itertools.count()
+
+
+def nondeterministic(x: Any, weight: Any, eps: float, out: Any) -> None:
+    sound(x, weight, eps, out)
+    out *= np.float32(1 + 1.2e-7 * (next(_calls) % 2))
+
+
+def no_checks(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """Reads every tensor as float32 whatever it is."""
+    count = x.numel
+    flat, scale = (t.numpy().reshape(-1).view(np.float32) for t in (x, weight))
+    result = np.resize(flat, count) * np.resize(scale, count)
+    out.numpy().reshape(-1).view(np.float32)[:count] = result[: out.numel]
+
+
+def late_check(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    out.numpy()[...] = 0
+    validated(sound)(x, weight, eps, out)
+
+
+def ignores_strides(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    packed = Tensor(x.ptr, x.shape, x.dtype, x.storage)
+    validated(sound)(packed, weight, eps, out)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "check"),
+    [
+        (validated(tail_left_out), "agrees_with_oracle"),
+        (validated(uninitialised), "agrees_with_oracle"),
+        (validated(writes_its_input), "agrees_with_oracle"),
+        (validated(rows_coupled), "rows_are_independent"),
+        (validated(nondeterministic), "repeats"),
+        (no_checks, "wrong_dtypes"),
+        (late_check, "wrong_shapes"),
+        (ignores_strides, "strided_tensors"),
+    ],
+)
+def test_planted_defect_is_caught(kernel: Callable[..., None], check: str) -> None:
+    assert check in failed(kernel)
+
+
+def test_kernel_that_fails_is_a_finding_not_an_error() -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("planted")
+
+    findings = list(examine(session(broken), dtypes=["float32"], checks=["agrees_with_oracle"]))
+    assert {finding.status for finding in findings} == {"fail"}
+    assert findings[0] == Finding(
+        "rms_norm", "0x64", "float32", "agrees_with_oracle", "fail", "ZeroDivisionError: planted"
+    )
+
+
+class TestCommand:
+    def test_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "report.json"
+        words = ["conformance", "--platform", "reference", "--op", "rms_norm", "--json", str(file)]
+        assert main.main([*words, "--check", "agrees_with_oracle"]) == 0
+        data = json.loads(file.read_text())
+        assert data["platform"] == "reference"
+        assert data["providers"]["rms_norm"] == "oracle"
+        assert {finding["status"] for finding in data["findings"]} == {"pass"}
+        assert "rms_norm" in capsys.readouterr().out
+
+    def test_unknown_names(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main.main(["conformance", "--op", "rms_nrm"]) == 1
+        assert "no op is called rms_nrm" in capsys.readouterr().err
