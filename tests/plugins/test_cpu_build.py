@@ -67,7 +67,8 @@ class TestPlan:
         plan.write_manifest(tmp_path, {"digest": "x"}, "x86_64")
         manifest = read_manifest(tmp_path / "fd_plugin.json")
         assert manifest.api.max == PLUGIN_API
-        assert {v.name for v in manifest.environment} == {"FD_CPU_THREADS", "FD_CPU_ISA", "FD_CPU_LIBRARY"}
+        names = {"FD_CPU_THREADS", "FD_CPU_AFFINITY", "FD_CPU_ISA", "FD_CPU_LIBRARY"}
+        assert {v.name for v in manifest.environment} == names
 
     def test_unchanged_files_are_left_alone(self, plan: ModuleType, tmp_path: Path) -> None:
         plan.write(tmp_path / "a", "text")

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fd_core.api.tensor import from_numpy
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_core.environ import Variable, registry
 from fd_cpu.ladder import Level, cpu_features, ladder
@@ -89,7 +92,32 @@ def module() -> Any:
 
     lib = tvm_ffi.load_module(str(chosen()[1]))
     lib.get_function("set_threads")(thread_count())
+    pin_threads(lib, registry.value("FD_CPU_AFFINITY"))
     return lib
+
+
+def pin_threads(lib: Any, processors: str | None) -> None:
+    """Thread i of the pool runs on processor i of the list; thread 0 is the caller's and is not moved."""
+    import numpy as np
+
+    if processors:
+        numbers = parse_processors(processors, os.sched_getaffinity(0))
+        lib.get_function("set_affinity")(from_numpy(np.array(numbers, np.int32)))
+
+
+def parse_processors(text: str, allowed: Collection[int]) -> list[int]:
+    """Numbers of a list such as 0-3,8; ValueError for what cannot be read or may not be used."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+        if match is None:
+            raise ValueError(f"FD_CPU_AFFINITY: want processors such as 0-3,8, have {part!r} in {text!r}")
+        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    refused = sorted(set(found) - set(allowed))
+    if refused or not found:
+        have = f"{refused or 'none'} in {text!r}"
+        raise ValueError(f"FD_CPU_AFFINITY: want processors of {sorted(allowed)}, have {have}")
+    return found
 
 
 def thread_count() -> int:

@@ -12,6 +12,10 @@ VARIABLES: tuple[dict[str, Any], ...] = (
         "doc": "Threads that kernels use; unset: the processors this process may run on.",
     },
     {
+        "name": "FD_CPU_AFFINITY",
+        "doc": "Processors to pin kernel threads to, such as 0-3,8; unset: the system places them.",
+    },
+    {
         "name": "FD_CPU_ISA",
         "doc": "Instruction set to use, by its name in `fd doctor`; unset: the best this machine has.",
     },
