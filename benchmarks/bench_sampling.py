@@ -1,12 +1,14 @@
 """Sampling over a vocabulary of 151,936: fd-cpu beside torch, calls alternating in one process.
 
-    python benchmarks/bench_sampling.py [--rows 1,8,32] [--out benchmarks/results/sampling-NAME.json]
+    python benchmarks/bench_sampling.py [--rows 1,8,32] [--threads N]
+                                        [--out benchmarks/results/sampling-NAME.json]
 
 Both sides get the same logits and as many threads as the process has processors. torch samples the way
 engines on top of it do: `topk` where there is a top-k, a full `sort` where there is top-p alone. Times
-are medians and minima in microseconds of a whole step over all rows, `speedup` is of the minima (other
-load on the machine hits torch's team of threads hardest); the logits are in the caches, as they are
-behind a language-model head.
+are medians and minima in microseconds of a whole step over all rows; `speedup` is of the minima. The
+logits are in the caches, as they are behind a language-model head. `load` is the machine's load average
+(more than `threads` means that others ran too): other work delays a team of OpenMP threads by whole
+time slices, so on a busy machine compare with `--threads 1`.
 """
 
 from __future__ import annotations
@@ -167,15 +169,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rows", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=1.0, help="per cell")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    threads = len(os.sched_getaffinity(0))
+    threads = args.threads
     torch.set_num_threads(threads)
     library.set_threads(threads)
     cells = [row for n in map(int, args.rows.split(",")) for row in bench(n, args.seconds)]
     versions = {"python": machine.python_version(), "numpy": np.__version__, "torch": torch.__version__}
     report = {
-        "processor": processor_name(), "threads": threads, "library": library.chosen()[0], "vocab": VOCAB,
+        "processor": processor_name(), "threads": threads, "library": library.chosen()[0], "vocab": VOCAB, "load": os.getloadavg()[0],
         "versions": versions, "cells": cells,
     }  # fmt: skip
     text = json.dumps(report, indent=1) + "\n"
