@@ -178,7 +178,8 @@ def main() -> None:
     cells = [row for n in map(int, args.rows.split(",")) for row in bench(n, args.seconds)]
     versions = {"python": machine.python_version(), "numpy": np.__version__, "torch": torch.__version__}
     report = {
-        "processor": processor_name(), "threads": threads, "library": library.chosen()[0], "vocab": VOCAB, "load": os.getloadavg()[0],
+        "processor": processor_name(), "threads": threads, "library": library.chosen()[0], "vocab": VOCAB,
+        "load": os.getloadavg()[0],
         "versions": versions, "cells": cells,
     }  # fmt: skip
     text = json.dumps(report, indent=1) + "\n"
