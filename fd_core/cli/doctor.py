@@ -179,6 +179,7 @@ def _device(row: Json) -> list[str]:
         f"  {row['platform']} {row['device']}: {row['name']}, {row['arch']}, {memory}, {row['units']} units"
     ]
     lines.append(f"  {row['kernels']} ops have a kernel; features {' '.join(row['features']) or 'none'}")
+    lines += [f"  {name} {value}" for name, value in row["extra"].items()]
     lines.append(f"  attention {', '.join(row['attention_backends']) or 'none'}")
     lines.append(f"  quantisation {', '.join(row['quant_methods']) or 'none'}")
     for check in row["checks"]:

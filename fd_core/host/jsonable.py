@@ -36,5 +36,5 @@ def from_device(info: DeviceInfo) -> Json:
         "units": info.units,
         "features": sorted(info.features),
         "activation_dtype": str(info.activation_dtype or ""),
-        **info.extra,
+        "extra": dict(info.extra),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import platform as machine
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from fd_core.api.device import HOST, DeviceInfo, ProbeReport
 from fd_core.api.host_platform import HostPlatform, host_memory
 from fd_core.api.tensor import Storage, Tensor, TensorSpec, empty_host
 from fd_cpu import library
-from fd_cpu.ladder import best_level, ladder
+from fd_cpu.ladder import best_level, cpu_features, ladder
 
 HUGE_PAGE = 2 << 20  # bytes
 
@@ -89,7 +90,14 @@ def device_info(level: str) -> DeviceInfo:
         units=library.thread_count(),
         features=frozenset({"host_memory"}),
         activation_dtype=dt.float32,
+        extra=MappingProxyType({"cpu_features": " ".join(sorted(known_features()))}),
     )
+
+
+def known_features() -> set[str]:
+    """Those of this processor that some level of the ladder asks for, and the matrix extensions."""
+    asked = {name for level in ladder() for name in level.needs}
+    return {name for name in cpu_features() if name in asked or name.startswith(("amx", "avx512"))}
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
