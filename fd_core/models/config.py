@@ -12,7 +12,6 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from fd_core.models.errors import ConfigError
 from fd_core.models.rope import parse_rope
 
-
 #: By `model_type`: what a missing key means where that differs from the fields' defaults below. Files
 #: leave out values that equal their family's default.
 _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -117,8 +116,7 @@ def parse_config(
     try:
         given = _FAMILY_DEFAULTS.get(str(raw.get("model_type")), {}) | _present(raw)
         values = given | _derived(given, generation or {})
-        longest = derived_length(values["max_position_embeddings"], values["rope"])
-        values["max_model_len"] = _length(longest, max_model_len, where)
+        values["max_model_len"] = _length(values, max_model_len, where)
         return ModelConfig.model_validate(values | {"raw": dict(raw)})
     except ValidationError as error:
         rows = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (have {e['input']!r})" for e in error.errors()]
@@ -160,7 +158,7 @@ def merged_ids(*values: int | list[int] | None) -> tuple[int, ...]:
 
 
 def derived_length(positions: int, rope: Mapping[str, Any]) -> int:
-    """Tokens the positions reach: linear and dynamic scaling stretch `max_position_embeddings`;
+    """Tokens the positions can reach: linear and dynamic scaling stretch `max_position_embeddings`;
     YaRN stretches its original length; llama-3's file already states the stretched one."""
     kind, factor = rope["rope_type"], float(rope.get("factor") or 1.0)
     if kind in ("linear", "dynamic"):
@@ -171,9 +169,13 @@ def derived_length(positions: int, rope: Mapping[str, Any]) -> int:
     return positions
 
 
-def _length(longest: int, wanted: int | None, where: str) -> int:
+def _length(values: Mapping[str, Any], wanted: int | None, where: str) -> int:
+    """Dynamic scaling changes every token's rotation with the length planned for, so that it starts
+    only when the user asks for more than the trained length."""
+    positions, rope = values["max_position_embeddings"], values["rope"]
+    longest = derived_length(positions, rope)
     if wanted is None:
-        return longest
+        return positions if rope["rope_type"] == "dynamic" else longest
     if not 1 <= wanted <= longest:
         raise ConfigError(
             f"{where}: max_model_len: want 1..{longest}, what the positions reach; have {wanted}"

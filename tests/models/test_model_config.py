@@ -69,7 +69,7 @@ def test_a_missing_key_means_what_it_means_in_its_family() -> None:
     [
         ({"rope_type": "default"}, 512),
         ({"rope_type": "linear", "factor": 4.0}, 2048),
-        ({"rope_type": "dynamic", "factor": 2.0}, 1024),
+        ({"rope_type": "dynamic", "factor": 2.0}, 512),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
         ({"rope_type": "llama3", "factor": 8.0}, 512),
@@ -84,6 +84,13 @@ def test_the_user_may_shorten_and_not_lengthen() -> None:
     for wanted in (513, 0, -1):
         with pytest.raises(ConfigError, match=f"max_model_len: want 1..512.*have {wanted}"):
             parse_config(RAW, max_model_len=wanted)
+
+
+def test_dynamic_scaling_starts_when_asked_for() -> None:
+    raw = {**RAW, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}
+    assert parse_config(raw, max_model_len=1024).max_model_len == 1024
+    with pytest.raises(ConfigError, match=r"want 1\.\.1024"):
+        parse_config(raw, max_model_len=1025)
 
 
 def test_end_tokens_of_both_files_are_merged(tmp_path: Path) -> None:

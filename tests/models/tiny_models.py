@@ -56,6 +56,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("Llama", {**_LLAMA3, "tie_word_embeddings": True}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 8}),
     "llama-linear": ("Llama", _rope("linear", factor=2.0)),
+    "llama-dynamic": ("Llama", _rope("dynamic", factor=2.0)),
     "llama-yarn": ("Llama", _YARN),
     "qwen2": ("Qwen2", {"num_attention_heads": 8}),
     "qwen2-window": ("Qwen2", {**_WINDOW, "tie_word_embeddings": True}),
