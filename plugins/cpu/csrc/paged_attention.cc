@@ -1,26 +1,9 @@
-#include "fd/attention_run.h"
-#include "fd/check.h"
+#include "fd/attention_call.h"
 
 namespace fd {
 namespace {
 
 const char* const kOp = "paged_attention";
-
-template <typename T>
-void widen_row(const void* src, int64_t n, float scale, float* dst) {
-  const T* x = static_cast<const T*>(src);
-  int64_t d = 0;
-  for (; d + kLanes <= n; d += kLanes) store16(dst + d, load16(x + d) * scale);
-  if (d < n) store16(dst + d, load_tail(x + d, static_cast<int>(n - d)) * scale);
-}
-
-template <typename T>
-void narrow_row(const float* src, int64_t n, float divisor, void* dst) {
-  T* y = static_cast<T*>(dst);
-  int64_t d = 0;
-  for (; d + kLanes <= n; d += kLanes) store16(y + d, load16(src + d) / divisor);
-  if (d < n) store_tail(y + d, load16(src + d) / divisor, static_cast<int>(n - d));
-}
 
 void check_int32(const char* name, const Tensor& t) { Check{kOp, name, t}.dtype<int32_t>("int32"); }
 
@@ -57,20 +40,6 @@ void check_attributes(const Tensor& q, const Tensor& key_cache, int64_t window, 
   if (!(soft_cap >= 0)) fail("ValueError", kOp, ".soft_cap: want 0 (off) or more, have ", soft_cap);
 }
 
-void check_blocks(const attn::Call& call, int64_t s, int64_t queries, int64_t max_blocks) {
-  const int64_t seen = call.seq_lens[s], position = seen - queries;
-  const int64_t first = call.window > 0 ? std::max<int64_t>(0, position + 1 - call.window) : 0;
-  if ((seen - 1) / call.block_size >= max_blocks)
-    fail("ValueError", kOp, ".block_table: sequence ", s, ": want ",
-         (seen - 1) / call.block_size + 1, " blocks for ", seen, " keys, have ", max_blocks);
-  for (int64_t b = first / call.block_size; b <= (seen - 1) / call.block_size; ++b) {
-    const int32_t id = call.block_table[s * call.table_stride + b];
-    if (id < 0 || id >= call.blocks)
-      fail("ValueError", kOp, ".block_table: sequence ", s, ", block ", b, ": want an id in [0, ",
-           call.blocks, "), have ", id);
-  }
-}
-
 void check_sequences(const attn::Call& call, int64_t tokens, int64_t max_blocks) {
   const int32_t* cu = call.cu_seqlens_q;
   if (cu[0] != 0) fail("ValueError", kOp, ".cu_seqlens_q: want 0 first, have ", cu[0]);
@@ -83,13 +52,8 @@ void check_sequences(const attn::Call& call, int64_t tokens, int64_t max_blocks)
     if (call.seq_lens[s] < n)
       fail("ValueError", kOp, ".seq_lens: sequence ", s, ": want at least its ", n,
            " queries, have ", call.seq_lens[s]);
-    check_blocks(call, s, n, max_blocks);
+    attn::check_blocks(kOp, call, s, n, max_blocks);
   }
-}
-
-template <typename T>
-attn::Pool<T> pool(const Tensor& t) {
-  return {t.data<T>(), t.stride(0), t.stride(1), t.stride(2)};
 }
 
 attn::Call call_of(const Tensor& q, const Tensor& key_cache, const Tensor& cu_seqlens_q,
@@ -109,7 +73,7 @@ attn::Call call_of(const Tensor& q, const Tensor& key_cache, const Tensor& cu_se
     call.q = q.data<char>(), call.out = out.data<char>();
     call.q_token = q.stride(0) * bytes, call.q_head = q.stride(1) * bytes;
     call.out_token = out.stride(0) * bytes, call.out_head = out.stride(1) * bytes;
-    call.widen = widen_row<Q>, call.narrow = narrow_row<Q>;
+    call.widen = attn::widen_row<Q>, call.narrow = attn::narrow_row<Q>;
   });
   return call;
 }
@@ -126,7 +90,7 @@ void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_s
   check_sequences(call, q.size(0), block_table.size(1));
   dispatch_float(kOp, "key_cache", key_cache, [&](auto tag) {
     using T = decltype(tag);
-    attn::run(call, pool<T>(key_cache), pool<T>(value_cache));
+    attn::run(call, attn::pool<T>(key_cache), attn::pool<T>(value_cache));
   });
 }
 

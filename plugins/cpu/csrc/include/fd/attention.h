@@ -7,6 +7,7 @@
 #pragma once
 #include <algorithm>
 
+#include "fd/attention_call.h"
 #include "fd/attention_tile.h"
 #include "fd/math.h"
 #include "fd/vocab_row.h"
@@ -19,30 +20,6 @@ constexpr int kChunk = 64;     // keys widened to float at a time
 constexpr int kAhead = 48;     // rows fetched into the cache before they are read
 constexpr int kUnitRows = 64;  // query rows that share one pass over the keys
 constexpr int kWidenRows = 8;  // from this many rows on, widening a chunk once pays
-
-// One call without its element types. Strides of q and out in bytes.
-struct Call {
-  int64_t sequences, heads, kv_heads, dim, blocks, block_size, table_stride, window;
-  float scale, soft_cap;
-  const int32_t *cu_seqlens_q, *seq_lens, *block_table;
-  const char* q;
-  int64_t q_token, q_head;
-  char* out;
-  int64_t out_token, out_head;
-  const float* sinks;
-  void (*widen)(const void* src, int64_t n, float scale, float* dst);
-  void (*narrow)(const float* src, int64_t n, float divisor, void* dst);
-
-  int64_t group() const { return heads / kv_heads; }
-  int64_t padded() const { return (dim + kLanes - 1) / kLanes * kLanes; }
-};
-
-// One layer's keys or values: logical [blocks, block_size, kv_heads, dim], strides in elements.
-template <typename T>
-struct Pool {
-  const T* data;
-  int64_t block, slot, head;
-};
 
 // Adjacent queries of one sequence under one key head: rows = queries * group, query-major.
 struct Unit {

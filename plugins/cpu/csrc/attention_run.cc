@@ -1,5 +1,4 @@
 // How one call of attention is cut into items and shared out: nothing here changes a result.
-#pragma once
 #include <atomic>
 #include <vector>
 
@@ -9,8 +8,9 @@
 
 namespace fd {
 namespace attn {
+namespace {
 
-inline std::vector<Unit> units_of(const Call& call) {
+std::vector<Unit> units_of(const Call& call) {
   std::vector<Unit> units;
   const int64_t tile = std::max<int64_t>(1, kUnitRows / call.group());
   for (int64_t s = 0; s < call.sequences; ++s) {
@@ -27,7 +27,7 @@ inline std::vector<Unit> units_of(const Call& call) {
 
 // Workers take items one by one: which worker computes an item changes nothing in it.
 template <typename F>
-inline void share(int64_t items, int workers, F&& body) {
+void share(int64_t items, int workers, F&& body) {
   std::atomic<int64_t> next{0};
   parallel_for(workers, 1, [&](int64_t begin, int64_t) {
     for (int64_t i = next++; i < items; i = next++) body(begin, i);
@@ -79,6 +79,8 @@ void run_splits(const Engine<T>& engine, const std::vector<Unit>& units, int wor
   });
 }
 
+}  // namespace
+
 template <typename T>
 void run(const Call& call, Pool<T> key, Pool<T> value) {
   const Engine<T> engine(call, key, value);
@@ -95,6 +97,10 @@ void run(const Call& call, Pool<T> key, Pool<T> value) {
   else
     run_units(engine, units, workers, rows, call.padded());
 }
+
+template void run(const Call&, Pool<float>, Pool<float>);
+template void run(const Call&, Pool<bf16>, Pool<bf16>);
+template void run(const Call&, Pool<f16>, Pool<f16>);
 
 }  // namespace attn
 }  // namespace fd
