@@ -26,7 +26,7 @@ from typing import Any
 
 from ceilings import Ceilings, machine_facts
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,8 @@ class Peer:
 
     def __init__(self, command: list[str], env: dict[str, str] | None = None) -> None:
 
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(env or {})},
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=HERE, env={**os.environ, **(env or {})}, **pipes)
         started = time.perf_counter()
         self.about = self._answer()
         self.about["load_seconds"] = round(time.perf_counter() - started, 2)
@@ -138,12 +133,12 @@ def row(
 
 def start(args: argparse.Namespace) -> list[Peer]:
     folder = args.model.resolve()
-    peers = [Peer([sys.executable, "-m", "workers.fd", str(folder)], {"FD_BENCH_DTYPE": args.dtype})]
+    peers = [Peer([sys.executable, "-m", "workers.fd", str(folder)], {"BENCH_DTYPE": args.dtype})]
     if args.peer_python:
         peers.append(Peer([args.peer_python, "-m", "workers.llamacpp", str(folder / "model-f16.gguf")]))
     for precision in args.torch:
         command = [sys.executable, "-m", "workers.transformers_torch", str(folder)]
-        peers.append(Peer(command, {"FD_BENCH_DTYPE": precision}))
+        peers.append(Peer(command, {"BENCH_DTYPE": precision}))
     return peers
 
 

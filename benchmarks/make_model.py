@@ -89,7 +89,7 @@ def write_folder(out: Path, config: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=1))
     tensors = {name: value.astype(ml_dtypes.bfloat16) for name, value in weights(config)}
-    save_file(tensors, out / "model.safetensors")
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 
 def gguf_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""fd-core with the platform it finds. `FD_BENCH_DTYPE`: auto (bfloat16), float16, float32."""
+"""fd-core with the platform it finds. `BENCH_DTYPE`: auto (bfloat16), float16, float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FdWorker:
     def __init__(self, folder: str) -> None:
         config = EngineConfig(
             model=folder,
-            dtype=os.environ.get("FD_BENCH_DTYPE", "auto"),
+            dtype=os.environ.get("BENCH_DTYPE", "auto"),
             max_model_len=CONTEXT,
             max_num_seqs=8,
             max_num_batched_tokens=512,
@@ -64,7 +64,7 @@ class FdWorker:
 
 
 if __name__ == "__main__":
-    dtype = os.environ.get("FD_BENCH_DTYPE", "auto")
+    dtype = os.environ.get("BENCH_DTYPE", "auto")
     serve(
         lambda: FdWorker(sys.argv[1]),
         {"peer": "fd-core", "precision": dtype, "version": version("fd-core")},

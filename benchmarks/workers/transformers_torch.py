@@ -1,4 +1,4 @@
-"""transformers on torch's CPU build. `FD_BENCH_DTYPE`: bfloat16 or float32."""
+"""transformers on torch's CPU build. `BENCH_DTYPE`: bfloat16 or float32."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TorchWorker:
 
 
 if __name__ == "__main__":
-    precision = os.environ.get("FD_BENCH_DTYPE", "float32")
+    precision = os.environ.get("BENCH_DTYPE", "float32")
     version = f"torch {torch.__version__}, transformers {transformers.__version__}"
     serve(
         lambda: TorchWorker(sys.argv[1], precision),

@@ -34,6 +34,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         "load_format",
         {"choices": ["auto", "safetensors", "dummy"], "help": "dummy: random weights"},
     ),
+    "--weight-layout": (
+        "weight_layout",
+        {"choices": ["auto", "out_in", "in_out"], "help": "of linear weights"},
+    ),
     "--quantization": ("quantization", {"help": "quantisation method"}),
     "--kv-cache-dtype": ("kv_cache_dtype", {"choices": ["auto", "bfloat16", "float16", "float32"]}),
     "--attention-backend": ("attention_backend", {"help": "attention backend by name"}),

@@ -70,9 +70,8 @@ def build_model(config: EngineConfig, session: Session, progress: Progress = log
     context = model_context(config, session, parsed)
     model = resolve(parsed.architectures, plugin_host().models())(parsed, context)
     progress(f"loading {folder.name} ({parsed.architectures[0]}, {context.dtype})")
-    source = open_source(
-        folder, config.load_format, config_layout=parsed.weight_layout, seed=config.seed or 0
-    )
+    seed = config.seed or 0
+    source = open_source(folder, config.load_format, config.weight_layout, parsed.weight_layout, seed)
     model.load_weights(source, progress=None if config.show_progress else False)
     return model
 
@@ -112,9 +111,9 @@ def plan_memory(config: EngineConfig, session: Session, model: CausalLM) -> tupl
         return length, blocks
     if config.max_model_len is not None or blocks < 1:
         raise MemoryError(
-            f"KV cache: a context of {length} tokens needs {per_sequence * block_bytes} bytes, and there is room "
-            f"for {blocks * block_bytes}; lower max_model_len to {max(0, blocks * config.block_size)} or less, or "
-            "raise kv_cache_memory"
+            f"KV cache: a context of {length} tokens needs {per_sequence * block_bytes} bytes, and there "
+            f"is room for {blocks * block_bytes}; lower max_model_len to at most "
+            f"{max(0, blocks * config.block_size)}, or raise kv_cache_memory"
         )
     log.warning(
         "context cut from %d to %d tokens: the KV cache holds no more", length, blocks * config.block_size

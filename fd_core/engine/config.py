@@ -8,11 +8,12 @@ import msgspec
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`model`: folder in Hugging Face layout; empty for the embedded model.
 
-    `dtype`: weights' type, "auto" = the checkpoint's. `kv_cache_dtype`: "auto" = 16 bit when the
-    weights are 16 bit, else float32. `max_model_len` None: the model's, cut to what the KV pool holds.
-    `kv_cache_memory`: bytes for the KV pool, None = measured (`memory_utilization` of the device less
-    what a full step needs). `swap_space`: bytes of host memory for preempted requests; 0 = they are
-    recomputed. `max_num_batched_tokens`: token budget of a step, and so the longest prefill chunk.
+    `dtype`: weights' type, "auto" = the checkpoint's. `weight_layout`: "out_in" or "in_out" for linear
+    weights of files that do not say it themselves. `kv_cache_dtype`: "auto" = the weights' type.
+    `max_model_len` None: the model's, cut to what the KV pool holds. `kv_cache_memory`: bytes for the KV
+    pool, None = measured (`memory_utilization` of the device less what a full step needs). `swap_space`:
+    bytes of host memory for preempted requests; 0 = they are recomputed. `max_num_batched_tokens`: token
+    budget of a step, and so the longest prefill chunk.
     """
 
     model: str = ""
@@ -20,6 +21,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device_index: int = 0
     dtype: str = "auto"
     load_format: str = "auto"
+    weight_layout: str = "auto"
     quantization: str = ""
     kv_cache_dtype: str = "auto"
     attention_backend: str = ""

@@ -68,8 +68,8 @@ class DummyRunner:
         decode_len = 0 if mode == "prefill" else decode_len
         seqs = self._sequences(lengths, decode_len, seed)
         runner, scheduler = self._private(seqs)
-        times = dict.fromkeys(PHASES, 0.0)
-        tokens = dict.fromkeys(PHASES, 0)
+        times: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        tokens: dict[str, int] = dict.fromkeys(PHASES, 0)
         finite: list[bool] = []
         runner.on_logits = lambda logits: finite.append(self._finite(logits))
         started = time.perf_counter()
@@ -98,7 +98,8 @@ class DummyRunner:
             )
         if max(lengths) + decode_len > self.max_model_len:
             raise ValueError(
-                f"dummy run: prompt {max(lengths)} + decode {decode_len} exceeds max_model_len {self.max_model_len}"
+                f"dummy run: prompt {max(lengths)} + decode {decode_len} exceeds max_model_len "
+                f"{self.max_model_len}"
             )
         if batch_size > self.max_num_tokens:
             raise ValueError(

@@ -25,9 +25,17 @@ class Engine:
     """Synchronous: `add_request` and `abort` at any moment between two `step`s."""
 
     def __init__(
-        self, runner: ModelRunner, kv: KVManager, *, max_num_tokens: int, max_model_len: int, max_logprobs: int,
-        eos_token_ids: list[int], guided: GuidedCompiler | None = None, seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        runner: ModelRunner,
+        kv: KVManager,
+        *,
+        max_num_tokens: int,
+        max_model_len: int,
+        max_logprobs: int,
+        eos_token_ids: list[int],
+        guided: GuidedCompiler | None = None,
+        seed: int | None = None,
+    ) -> None:
         self.runner = runner
         self.kv = kv
         self.scheduler = Scheduler(kv, runner.max_num_seqs, max_num_tokens)

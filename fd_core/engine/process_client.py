@@ -178,7 +178,8 @@ class ProcessEngine(EngineClient):
                 self._die(f"the engine process (pid {process.pid}) ended with status {code}")
             elif self._is_ready and time.monotonic() - self._last_beat > self.stall_seconds:
                 self._die(
-                    f"the engine process (pid {process.pid}) gave no sign of life for {self.stall_seconds} s"
+                    f"the engine process (pid {process.pid}) gave no sign of life for "
+                    f"{self.stall_seconds} s"
                 )
 
     @property

@@ -58,7 +58,7 @@ def linear(x: In, weight: In, bias: OptIn, out: Out) -> None:
     x [M, K], weight [N, K] (a checkpoint's layout), bias [N] or None, out [M, N]: each float32,
     bfloat16 or float16, not necessarily the same; the shape rule gives `out` x's type. A row's result
     does not depend on the other rows. K = 0 gives the bias. Raises ValueError for shapes that do not
-    fit. Source: every transformer; the layout is torch.nn.Linear's.
+    fit. Source: every transformer; the layout is the checkpoints'.
     """
     total = x.astype(np.float64) @ weight.astype(np.float64).T
     if bias is not None:
