@@ -50,8 +50,8 @@ class EnvironmentVariable(_Strict):
 class Manifest(_Strict):
     """`os`: values of sys.platform, `arch`: of platform.machine(); empty lists allow all.
 
-    `platforms`: names of the platforms it brings. `stamp`: facts of the build, which its binary
-    exports too; empty for a plug-in without a binary.
+    `platforms`: names of the platforms it brings. `stamp`: facts of the build, which its binaries
+    carry and export too; empty for a plug-in without one. `binaries`: patterns of their files.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -62,6 +62,7 @@ class Manifest(_Strict):
     arch: tuple[str, ...] = ()
     platforms: tuple[str, ...] = ()
     environment: tuple[EnvironmentVariable, ...] = ()
+    binaries: tuple[str, ...] = ()
     stamp: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("environment")

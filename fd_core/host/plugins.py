@@ -23,6 +23,7 @@ from fd_core.host.probe_cache import ProbeCache, cache_folder, key
 from fd_core.host.reference import ReferencePlatform
 from fd_core.host.register import ask, check_platforms, implements, load, new_manager
 from fd_core.host.select import PlatformFact
+from fd_core.host.stamp import check_files, same_stamp
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -38,7 +39,7 @@ _log = logging.getLogger("fd.plugins")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the load sequence: find, manifest, probe, import, binary, or a hook's name."""
+    """One step: find, manifest, files, probe, import, binary, or the name of a hook."""
 
     name: str
     verdict: Verdict
@@ -100,8 +101,8 @@ class PluginHost:
         for plugin in self.plugins:
             self._read_manifest(plugin)
         for plugin in self.plugins:
-            if plugin.verdict.ok and self._probe(plugin) and self._import(plugin):
-                self._compare_stamp(plugin)
+            if plugin.verdict.ok and self._check_files(plugin) and self._probe(plugin):
+                self._load(plugin)
 
     # -- steps 2 to 5 --------------------------------------------------------------------------------
 
@@ -114,6 +115,18 @@ class PluginHost:
             owner = plugin.found.distribution
             rows = (row.model_dump() for row in plugin.manifest.environment)
             environ.registry.declare(environ.Variable(**row, owner=owner) for row in rows)
+
+    def _check_files(self, plugin: Plugin) -> bool:
+        """Before anything loads them, and so before the probe does."""
+        manifest, folder = plugin.manifest, locate(plugin.found)
+        if manifest is None or not manifest.binaries or not manifest.stamp or isinstance(folder, Verdict):
+            return True
+        started = time.perf_counter()
+        verdict = check_files(plugin.found, folder, manifest.binaries, manifest.stamp)
+        return plugin.record("files", verdict, started)
+
+    def _load(self, plugin: Plugin) -> bool:
+        return self._import(plugin) and self._compare_stamp(plugin)
 
     def _probe(self, plugin: Plugin) -> bool:
         started = time.perf_counter()
@@ -159,7 +172,7 @@ class PluginHost:
         elif not verdict.ok:
             verdict = _bad_binary(plugin.found, "to load", verdict.reasons[0].have)
         elif stamp is not None:
-            verdict = same_stamp(plugin.found, wanted, stamp)
+            verdict = same_stamp(plugin.found, "loaded binary", wanted, stamp)
         return plugin.record("binary", verdict, started)
 
     # -- step 6 --------------------------------------------------------------------------------------
@@ -259,16 +272,6 @@ def _check_item(found: Found, hook: str, kind: type, item: Any) -> Verdict:
 def _bad_binary(found: Found, want: str, have: str) -> Verdict:
     fix = f"pip install --force-reinstall {found.distribution}, or report it to its authors"
     return Verdict.no(ReasonCode.ABI, f"binary of {found}", want, have, fix)
-
-
-def same_stamp(found: Found, manifest: dict[str, Any], binary: dict[str, Any]) -> Verdict:
-    """The manifest and the loaded binary must come from one build."""
-    names = sorted({*manifest, *binary})
-    wrong = [name for name in names if manifest.get(name) != binary.get(name)]
-    want = ", ".join(f"{name} {manifest.get(name)}" for name in wrong)
-    have = ", ".join(f"{name} {binary.get(name)}" for name in wrong)
-    fix = f"files of two builds are mixed: pip install --force-reinstall {found.distribution}"
-    return Verdict.no(ReasonCode.ABI, f"binary of {found}", want, have, fix) if wrong else YES
 
 
 def _optional(module: str, attribute: str) -> list[Any]:

@@ -28,7 +28,8 @@ FAMILIES = {"arm64": "aarch64", "AMD64": "x86_64", "amd64": "x86_64"}
 
 
 def read_toml(name: str) -> dict[str, Any]:
-    return tomllib.loads((HERE / name).read_text(encoding="utf-8"))
+    table: dict[str, Any] = tomllib.loads((HERE / name).read_text(encoding="utf-8"))
+    return table
 
 
 def sources(table: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -95,7 +95,7 @@ class Fake:
 
     def install(self, folder: Path) -> Found:
         package = folder / self.package
-        package.mkdir(parents=True)
+        package.mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").write_text(self.code.replace("{name}", self.name))
         if self.manifest is not None:
             (package / "fd_plugin.json").write_text(json.dumps(self._manifest()))

@@ -111,6 +111,33 @@ def test_fault_is_reported(
     assert not fact.verdict.ok
 
 
+STAMPS: list[Any] = [
+    pytest.param(b'..FD_STAMP:{"digest": "1"}\0..', None, "", id="same build"),
+    pytest.param(b'..FD_STAMP:{"digest": "2"}\0..', ReasonCode.ABI, "digest 2", id="other build"),
+    pytest.param(b'..FD_STAMP:{"dig\0..', ReasonCode.ABI, "digest None", id="spoilt stamp"),
+    pytest.param(b"no stamp", ReasonCode.ABI, "digest None", id="without a stamp"),
+    pytest.param(b"", ReasonCode.ABI, "digest None", id="empty file"),
+    pytest.param(None, ReasonCode.NOT_BUILT, "no file", id="no file"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected", "have"), STAMPS)
+def test_stamp_in_the_file_is_compared_before_anything_runs(
+    load: Load, tmp_path: Path, content: bytes | None, expected: ReasonCode | None, have: str
+) -> None:
+    code = broken.STAMPED.replace('"binary"', '"1"')
+    if content is not None:
+        (tmp_path / "fd_sealed/lib").mkdir(parents=True)
+        (tmp_path / "fd_sealed/lib/libkernels.so").write_bytes(content)
+    plugin = load(Fake("sealed", code, {"stamp": {"digest": "1"}, "binaries": ["lib/*.so"]}))
+    if expected is None:
+        assert plugin.verdict.ok, plugin.verdict
+        return
+    assert only_reason(plugin).code is expected
+    assert have in only_reason(plugin).have
+    assert "fd_sealed" not in sys.modules
+
+
 def test_hanging_plugin_is_ended_in_time(load: Load) -> None:
     started = time.perf_counter()
     reason = only_reason(load(Fake("hanging", broken.HANGS), timeout=1.5))

@@ -42,7 +42,8 @@ def _ladder_file() -> Path:
 @cache
 def _rows() -> dict[str, Any]:
     with _ladder_file().open("rb") as file:
-        return tomllib.load(file)
+        rows: dict[str, Any] = tomllib.load(file)
+    return rows
 
 
 def common_flags() -> tuple[str, ...]:
