@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fd_core.engine.request import EngineRequest
+from fd_core.engine.request import EngineRequest, SamplingParams
 from fd_core.serving.errors import RequestError
+from fd_core.serving.inputs.chat_template import RenderedPrompt
 from fd_core.serving.inputs.guides import Guide
 from fd_core.serving.inputs.limits import Limits, refuse
 from fd_core.serving.inputs.messages import plain_messages, plain_tools, text_size
 from fd_core.serving.inputs.prompts import check_length, engine_request, fit, truncated
 from fd_core.serving.inputs.sampling import sampling_params
+from fd_core.serving.inputs.text_model import TextModel
 from fd_core.serving.protocol.chat import ChatRequest, NamedTool, ToolCallDelta
 from fd_core.serving.state import Served
 from fd_core.serving.tools import ToolStream
@@ -98,39 +100,50 @@ def plan_chat(
     stream, guide = _tool_plan(request, served, tools)
     check_length("messages", text_size(messages, tools), info, limits)
     top = _top_logprobs(request)
+    params = _params(request, served, limits, top, guide)
+    prompt = _render(request, text, messages, tools)
+    ids = truncated(prompt.token_ids, request.truncate_prompt_tokens, info)
+    made = engine_request(
+        request_id,
+        ids,
+        fit("messages", ids, params, text.defaults.max_tokens, info),
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        arrival_time=arrival,
+    )
+    return ChatPlan(served, made, prompt.text, top, stream)
+
+
+def _params(
+    request: ChatRequest, served: Served, limits: Limits, top: int | None, forced: Guide | None
+) -> SamplingParams:
+    """`max_completion_tokens` wins over `max_tokens`; a forced call brings its own guide."""
     wanted = request.max_completion_tokens
     params = sampling_params(
         request,
-        text,
-        info,
+        served.text,
+        served.engine.info,
         limits,
         max_tokens=request.max_tokens if wanted is None else wanted,
         logprobs=top,
     )
-    if guide is not None:
-        if params.guided is not None:
-            raise refuse(
-                "tool_choice", "no other structured output beside a forced call", request.tool_choice
-            )
-        params = replace(params, guided=guide)
-    prompt = text.chat_prompt(
+    if forced is None:
+        return params
+    if params.guided is not None:
+        raise refuse("tool_choice", "no other structured output beside a forced call", request.tool_choice)
+    return replace(params, guided=forced)
+
+
+def _render(
+    request: ChatRequest, text: TextModel, messages: list[dict[str, Any]], tools: Tools | None
+) -> RenderedPrompt:
+    return text.chat_prompt(
         messages,
         tools=tools if request.tool_choice != "none" else None,
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         options=_template_options(request),
     )
-    ids = truncated(prompt.token_ids, request.truncate_prompt_tokens, info)
-    params = fit("messages", ids, params, text.defaults.max_tokens, info)
-    made = engine_request(
-        request_id,
-        ids,
-        params,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        arrival_time=arrival,
-    )
-    return ChatPlan(served, made, prompt.text, top, stream)
 
 
 def _check_fields(request: ChatRequest) -> None:

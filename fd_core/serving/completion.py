@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from fd_core.engine.request import EngineRequest, ModelInfo, SamplingParams
 from fd_core.serving.errors import RequestError
 from fd_core.serving.inputs.limits import Limits, refuse
@@ -60,19 +62,13 @@ def plan_completion(
         scoring=scoring,
     )
     if scoring and params.prompt_logprobs is None:
-        params = _with_prompt_logprobs(params)
+        params = replace(params, prompt_logprobs=params.logprobs)
     requests = [
         _one(request, prompt, params, served, limits, f"{request_id}-{at}", arrival)
         for at, prompt in enumerate(split_prompts(request.prompt))
     ]
     echo = [text.tokenizer.decode(r.prompt_token_ids) for r in requests] if request.echo else None
     return CompletionPlan(served, requests, echo, request.logprobs)
-
-
-def _with_prompt_logprobs(params: SamplingParams) -> SamplingParams:
-    from msgspec.structs import replace
-
-    return replace(params, prompt_logprobs=params.logprobs)
 
 
 def _one(

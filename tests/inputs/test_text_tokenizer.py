@@ -59,5 +59,5 @@ def test_sentencepiece_style_bytes():
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         TextTokenizer.load(tmp_path)

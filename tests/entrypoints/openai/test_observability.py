@@ -37,6 +37,7 @@ def test_sums_equal_the_clients_counts(start):
         prompt, completion = prompt + last.prompt_tokens, completion + last.completion_tokens
         http.post("/v1/completions", json={"prompt": ""})
         http.get("/nothing")
+        assert server.settled()
         text = http.get("/metrics").text
     assert completion == 5 + 21 + 2 + 18
     for prefix in ("fd_", "vllm:", "fastdeploy:"):

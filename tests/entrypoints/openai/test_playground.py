@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -16,6 +17,13 @@ from fd_core.serving.http.pages import content_policy, static
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+# The browser reads messages at descriptor 3 and writes them at 4.
+WIRE = """import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])"""
+
+
 class Browser:
     """A headless browser, spoken to over its debugging pipe (messages of JSON ended by NUL)."""
 
@@ -23,21 +31,17 @@ class Browser:
         to_browser, from_us = os.pipe()
         from_browser, to_us = os.pipe()
 
-        def wire():
-            os.dup2(to_browser, 3)
-            os.dup2(to_us, 4)
-
         flags = [
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
         ]
         self.process = subprocess.Popen(
-            [BROWSER, *flags, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(3, 4, to_browser, to_us),
-            preexec_fn=wire,
+            [sys.executable, "-c", WIRE, str(to_browser), str(to_us), BROWSER, *flags, "about:blank"],
+            pass_fds=(to_browser, to_us),
             stderr=subprocess.DEVNULL,
         )
         os.close(to_browser)
@@ -108,9 +112,8 @@ def test_page_streams_an_answer(browser, start):
     browser.send("Page.navigate", url=server.url + "/")
     browser.until("document.body && document.body.dataset.platform === 'echo'")
     assert "on echo" in browser.js("document.getElementById('where').textContent")
-    browser.js(
-        "document.getElementById('prompt').value = 'hello <b>you</b>'; document.getElementById('most').value = 80;"
-    )
+    browser.js("document.getElementById('prompt').value = 'hello <b>you</b>'")
+    browser.js("document.getElementById('most').value = 80")
     browser.js("document.getElementById('send').click()")
     seen = set()
     while browser.js("document.body.dataset.answers") != "1":
@@ -157,7 +160,8 @@ def test_key_and_errors_are_shown(browser, start):
     browser.js("document.getElementById('prompt').value = 'x'; document.getElementById('send').click()")
     browser.until("document.querySelector('article.error')?.textContent.includes('API key')")
     browser.js(
-        "{ const k = document.getElementById('key'); k.value = 'sesame'; k.dispatchEvent(new Event('change')); }"
+        "const k = document.getElementById('key');"
+        "k.value = 'sesame'; k.dispatchEvent(new Event('change')); 0"
     )
     browser.until("document.body.dataset.platform === 'echo'")
 

@@ -117,7 +117,10 @@ TOOLS = [
     }
 ]
 HELLO = [{"role": "user", "content": "weather?"}]
-ANSWER = '<think>I need it</think>Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Łódź"}}\n</tool_call>'
+ANSWER = (
+    "<think>I need it</think>Let me see.\n"
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Łódź"}}\n</tool_call>'
+)
 
 
 @pytest.fixture(scope="module")
