@@ -55,9 +55,9 @@ void linear_packed(Tensor x, Tensor packed, OptTensor bias, Tensor out) {
   const gemm::Sink sink = linear_sink(op, x, bias, out);
   Check{op, "packed", packed}.dim(0, gemm::panels_of(out.size(1)));
   dispatch_float(op, "packed", packed, [&](auto tag) {
-    const auto* w = packed.data<decltype(tag)>();
+    const auto panels = gemm::packed_panels(packed.data<decltype(tag)>(), x.size(1));
     gemm::for_row_chunks(linear_input(x), sink,
-                         [&](const gemm::Job& job) { gemm::run_stream(job, w); });
+                         [&](const gemm::Job& job) { gemm::run_stream(job, panels); });
   });
 }
 FD_EXPORT(linear_packed)

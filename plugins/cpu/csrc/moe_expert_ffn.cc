@@ -1,6 +1,7 @@
 // Per expert: up and gate product, SwiGLU, down product. Weights are [depth][columns], whose
 // adjacent columns are the lanes of the tiles: no packing.
 #include "fd/dense_blocks.h"
+#include "fd/dense_stream.h"
 #include "fd/math.h"
 
 namespace fd {
@@ -64,8 +65,15 @@ struct Experts {
     const gemm::Matrix in{reinterpret_cast<const char*>(x), kind(), rows, depth, depth};
     const gemm::Sink sink{reinterpret_cast<char*>(out),       columns, kind(), columns,
                           reinterpret_cast<const char*>(add), kind()};
-    const RowMajorPanels<W> source{w, columns};
-    gemm::for_row_chunks(in, sink, [&](const gemm::Job& job) { gemm::run_blocks(job, source); });
+    gemm::for_row_chunks(in, sink, [&](const gemm::Job& job) { multiply(job, w, columns); });
+  }
+  // Few rows are bound by reading the weights, many by arithmetic on widened blocks of them.
+  static void multiply(const gemm::Job& job, const W* w, int64_t columns) {
+    using Stored = std::conditional_t<std::is_same_v<W, bf16>, gemm::plain_bf16, W>;
+    if (job.rows > gemm::kMaxRows || columns % gemm::kPanel != 0)
+      return gemm::run_blocks(job, RowMajorPanels<W>{w, columns});
+    const auto* stored = reinterpret_cast<const Stored*>(w);
+    gemm::run_stream(job, gemm::row_major_panels(stored, columns));
   }
 };
 

@@ -23,7 +23,8 @@ void block_group(const Job& job, const Source& source, int64_t panel, int64_t n,
       const float* x = job.x.at(k0, job.first + r0);
       for (int64_t g = 0; g < n; ++g) {
         const float* w = b + g * kBlockK * kPanel;
-        kTiles<float, false>.narrow[r1 - r0](kc, x, &w, c + r0 * ldc + g * kPanel, ldc, k0 == 0);
+        kTiles<float, false>.narrow[r1 - r0](kc, x, &w, kPanel, c + r0 * ldc + g * kPanel, ldc,
+                                             k0 == 0);
       }
     }
   }

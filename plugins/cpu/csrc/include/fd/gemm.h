@@ -33,8 +33,15 @@ constexpr int kAhead = 8192;                 // bytes prefetched ahead, shared b
 typedef float vw __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t vwu __attribute__((vector_size(4 * kWidth)));
 
+typedef uint16_t vwh __attribute__((vector_size(2 * kWidth)));
+
 struct Pair {
   vw lo, hi;
+};
+
+// bfloat16 columns in their natural order.
+struct plain_bf16 {
+  uint16_t bits;
 };
 
 template <typename V>
@@ -52,6 +59,10 @@ inline Pair load_pair(const bf16* row, int sub) {
   const vwu both = load_as<vwu>(row + 2 * sub * kWidth);
   return {reinterpret_cast<vw>(both << 16), reinterpret_cast<vw>(both & 0xffff0000u)};
 }
+inline vw load_half(const plain_bf16* p) {
+  const vwu wide = __builtin_convertvector(load_as<vwh>(p), vwu);
+  return reinterpret_cast<vw>(wide << 16);
+}
 inline vw load_half(const f16* p) {
 #if defined(__AVX512F__)
   return reinterpret_cast<vw>(_mm512_cvtph_ps(load_as<__m256i>(p)));
@@ -63,7 +74,8 @@ inline vw load_half(const f16* p) {
   return v;
 #endif
 }
-inline Pair load_pair(const f16* row, int sub) {
+template <typename T>
+inline Pair load_pair(const T* row, int sub) {
   return {load_half(row + sub * kWidth), load_half(row + 16 + sub * kWidth)};
 }
 
@@ -112,16 +124,18 @@ struct Accumulators {
 };
 
 template <int P, typename T>
-inline void prefetch_row(const T* row) {
-  const char* ahead = reinterpret_cast<const char*>(row) + kAhead / P;
+inline void prefetch_row(const T* row, int64_t step) {
+  constexpr int kRows = kAhead / P / (kPanel * static_cast<int>(sizeof(T)));
+  const char* ahead = reinterpret_cast<const char*>(row + kRows * step);
   __builtin_prefetch(ahead);
   if (sizeof(T) == 4) __builtin_prefetch(ahead + 64);
 }
 
-// c[R][P * 32] (+)= x[R][kc] * w[p][kc][32]; `fresh`: c is not read. Rows of x are kStrideX apart.
-// `Stream`: the weights come from memory.
+// c[R][P * 32] (+)= x[R][kc] * w[p][kc][32]; `fresh`: c is not read. Rows of x are kStrideX apart,
+// rows of a panel `step`. `Stream`: the weights come from memory.
 template <typename T, int P, int S, int R, bool Stream>
-void tile(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc, bool fresh) {
+void tile(int64_t kc, const float* x, const T* const* w, int64_t step, float* c, int64_t ldc,
+          bool fresh) {
   for (int sub = 0; sub < kSubs; sub += S) {
     Accumulators<P, S, R> acc;
     acc.load(c, ldc, sub, fresh);
@@ -130,8 +144,8 @@ void tile(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc, 
     for (int p = 0; p < P; ++p) row[p] = w[p];
     for (int64_t k = 0; k < kc; ++k) {
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p, row[p - 1] += kPanel) {
-        if (Stream && sub == 0) prefetch_row<P>(row[p]);
+      for (int p = 0; p < P; ++p, row[p - 1] += step) {
+        if (Stream && sub == 0) prefetch_row<P>(row[p], step);
         acc.step(x + k, row[p], p, sub);
       }
     }
@@ -140,8 +154,8 @@ void tile(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc, 
 }
 
 template <typename T>
-using Tile = void (*)(int64_t kc, const float* x, const T* const* w, float* c, int64_t ldc,
-                      bool fresh);
+using Tile = void (*)(int64_t kc, const float* x, const T* const* w, int64_t step, float* c,
+                      int64_t ldc, bool fresh);
 
 // Tiles by row count, 1 .. kMaxRows: several panels at once, or one.
 template <typename T, bool Stream>
