@@ -86,7 +86,10 @@ def announce(choice: Choice) -> None:
         if not all(reason.code is ReasonCode.DISABLED for reason in fact.verdict.reasons):
             _log.warning("platform %s (%s) is not used: %s", fact.name, fact.provider, fact.verdict)
     if choice.name == ReferencePlatform.name and not choice.named:
-        _log.warning("no plug-in brings a device: running on NumPy oracles, slowly; pip install fd-cpu")
+        _log.warning(
+            "running on NumPy oracles, slowly: no plug-in's device is in use (fd doctor says why); "
+            "for this machine's processor: pip install fd-cpu"
+        )
 
 
 def _open(platform: Platform, index: int, facts: Iterable[PlatformFact]) -> DeviceInfo:
