@@ -149,6 +149,11 @@ CORE: tuple[Variable, ...] = (
     Variable("FD_API_KEY", "Valid API keys of `fd serve`, separated by commas."),
     Variable("FD_LOG", "Levels of `fd serve`'s logs by subtree: `info,fd.engine=debug`."),
     Variable(
+        "FD_LOG_FORMAT",
+        "Form of the log lines; unset: text on a terminal, else json.",
+        choices=("json", "text"),
+    ),
+    Variable(
         "FD_LOG_LEVEL",
         "Level of the `fd` loggers.",
         default="INFO",

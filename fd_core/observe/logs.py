@@ -120,17 +120,20 @@ def configure(
 ) -> logging.Handler:
     """Attach one handler to the tree in place of those it has; for programs, not for libraries.
 
-    `form`: "json", "text", or None (text on a terminal). `levels` None reads `FD_LOG`.
+    `form`: "json", "text", or None: `FD_LOG_FORMAT`, else text on a terminal. `levels` None reads
+    `FD_LOG`, else `FD_LOG_LEVEL`. Processes started by this one inherit those variables.
     """
     stream = stream or sys.stderr
-    form = form or ("text" if stream.isatty() else "json")
+    form = form or os.environ.get("FD_LOG_FORMAT") or ("text" if stream.isatty() else "json")
     if form not in ("json", "text"):
         raise ValueError(f"log format: want 'json' or 'text', found {form!r}")
     handler = logging.StreamHandler(stream)
     handler.set_name("fd-core")
     handler.setFormatter(JsonFormatter(fields) if form == "json" else TextFormatter())
     handler.addFilter(Repeats())
-    for name, level in parse_levels(os.environ.get("FD_LOG", "") if levels is None else levels).items():
+    if levels is None:
+        levels = os.environ.get("FD_LOG") or os.environ.get("FD_LOG_LEVEL", "")
+    for name, level in parse_levels(levels).items():
         logging.getLogger(name).setLevel(level)
     logging.getLogger(ROOT).handlers.clear()
     _attach(logging.getLogger(ROOT), handler)

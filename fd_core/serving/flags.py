@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,10 @@ def serve_config(args: argparse.Namespace, model_dir: Path) -> ServeConfig:
 
 
 def configure_logs(args: argparse.Namespace) -> None:
-    """Logs as the flags say."""
+    """Logs as the flags say, here and (through the environment) in the engine's process."""
     from fd_core.observe.logs import configure
 
-    configure(args.log_format, args.log_level)
+    for name, given in (("FD_LOG_FORMAT", args.log_format), ("FD_LOG", args.log_level)):
+        if given:
+            os.environ[name] = given
+    configure()

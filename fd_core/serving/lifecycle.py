@@ -84,18 +84,33 @@ class Lifecycle:
             log.exception("the server cannot go on")
             await self.died(f"{type(error).__name__}: {error}")
 
+    async def _load_both(self) -> TextModel:
+        """Text side and engine at the same time; the first failure ends the other."""
+        config = self._state.config
+        reading = asyncio.ensure_future(
+            asyncio.to_thread(TextModel.load, config.model_dir, chat_template=config.chat_template)
+        )
+        starting = asyncio.ensure_future(self._start_engine())
+        try:
+            await asyncio.gather(reading, starting)
+        finally:
+            starting.cancel()
+        return reading.result()
+
+    async def _start_engine(self) -> None:
+        self._engine = await self._factory(self._progress)
+
+    @property
+    def _loaded(self) -> EngineClient:
+        if self._engine is None:
+            raise RuntimeError("the engine factory returned no engine")
+        return self._engine
+
     async def _load(self) -> Served:
         config = self._state.config
         started = time.monotonic()
-        reading = asyncio.create_task(
-            asyncio.to_thread(TextModel.load, config.model_dir, chat_template=config.chat_template)
-        )
-        try:
-            self._engine = await self._factory(self._progress)
-            text = await reading
-        finally:
-            reading.cancel()
-        served = with_parsers(self._engine, text, config.reasoning_parser, config.tool_call_parser)
+        text = await self._load_both()
+        served = with_parsers(self._loaded, text, config.reasoning_parser, config.tool_call_parser)
         info = served.engine.info
         fields = {"event": "ready", "platform": info.platform, "device": info.device, "dtype": info.dtype}
         seconds = round(time.monotonic() - started, 2)

@@ -138,6 +138,13 @@ def test_load_failure_is_not_zero(launch):
     assert any("the weights are gone" in e.get("msg", "") + e.get("exception", "") for e in process.log)
 
 
+def test_bad_template_stops_the_start_at_once(launch):
+    """Also while the engine would load for a long time."""
+    process = launch({"load_seconds": 60}, chat_template="{% for %}", dead_linger=0.1)
+    assert process.wait() == 1
+    assert any("chat template does not compile" in str(e) for e in process.log)
+
+
 def test_port_in_use(launch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
