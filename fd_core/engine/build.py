@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fd_core import environ
 from fd_core.api import dtype as dt
 from fd_core.api.dtype import DType
 from fd_core.engine.config import EngineConfig
@@ -92,7 +93,7 @@ def model_context(config: EngineConfig, session: Session, parsed: ModelConfig) -
         max_model_len=parsed.max_model_len,
         quant=chooser,
         attention_backends=session.attention_backends,
-        attention_backend=config.attention_backend,
+        attention_backend=config.attention_backend or environ.value("FD_ATTENTION_BACKEND") or "",
     )
 
 

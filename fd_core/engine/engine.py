@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from fd_core import environ
 from fd_core.engine.guided import GuidedCompiler
 from fd_core.engine.kv_manager import KVManager
 from fd_core.engine.request import EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
@@ -122,6 +123,7 @@ class Engine:
         if params.n > self.runner.max_num_seqs:
             raise RequestRefusedError(f"n: want at most {self.runner.max_num_seqs}, have {params.n}")
         self._check_ids(request, vocab)
+        self._check_bad_words(request)
 
     def _check_ids(self, request: EngineRequest, vocab: int) -> None:
         params = request.params
@@ -135,6 +137,19 @@ class Engine:
             bad = next((t for t in ids if not 0 <= t < vocab), None)
             if bad is not None:
                 raise RequestRefusedError(f"{name}: token id {bad} is outside [0, {vocab})")
+
+    def _check_bad_words(self, request: EngineRequest) -> None:
+        words = request.params.bad_words
+        most, longest = environ.value("FD_MAX_BAD_WORDS_NUM"), environ.value("FD_BAD_WORDS_MAX_LEN")
+        if len(words) > most:
+            raise RequestRefusedError(
+                f"bad_words: want at most {most} (FD_MAX_BAD_WORDS_NUM), have {len(words)}"
+            )
+        if any(not 0 < len(word) <= longest for word in words):
+            raise RequestRefusedError(
+                f"bad_words: want 1..{longest} tokens a word (FD_BAD_WORDS_MAX_LEN), have "
+                f"{sorted({len(word) for word in words})}"
+            )
 
     def _attach_grammar(self, request: EngineRequest, seqs: list[Sequence]) -> None:
         if self.guided is None:

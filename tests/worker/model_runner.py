@@ -201,7 +201,10 @@ def test_eos_stops_and_min_tokens_delays_it(build: Build) -> None:
         ([1], {"n": 9}, "n: want at most 8"),
         ([1], {"stop_token_ids": (500,)}, "stop_token_ids"),
         ([1], {"logit_bias": {1000: 1.0}}, "logit_bias"),
-        ([1], {"bad_words": ((1, 600),)}, "bad_words"),
+        ([1], {"bad_words": ((1, 600),)}, "bad_words: token id 600"),
+        ([1], {"bad_words": ((1,),) * 65}, "FD_MAX_BAD_WORDS_NUM"),
+        ([1], {"bad_words": ((1,) * 17,)}, "FD_BAD_WORDS_MAX_LEN"),
+        ([1], {"bad_words": ((),)}, "FD_BAD_WORDS_MAX_LEN"),
         ([1], {"guided": ("regex", "a+")}, "without a tokenizer"),
     ],
 )
