@@ -188,7 +188,7 @@ def _or_refuse(trial: Trial, values: Values, place: Callable[[Array], Tensor] | 
     """Results, or None if the kernel refused; refusing after something was written is a failure."""
     platform = trial.session.platform
     put = place or platform.from_host
-    placed = {k: put(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+    placed = {k: put(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()}
     before = _snapshot(trial, placed)
     try:
         getattr(trial.session.ops, trial.definition.name)(*placed.values())

@@ -154,3 +154,15 @@ class TestCommand:
     def test_unknown_names(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main.main(["conformance", "--op", "rms_nrm"]) == 1
         assert "no op is called rms_nrm" in capsys.readouterr().err
+
+
+def test_checks_leave_their_own_inputs_alone() -> None:
+    """On host memory a kernel that writes in place must not spoil what the oracle is given."""
+    ops = {"apply_logit_bias": find("apply_logit_bias")}
+    info = DeviceInfo(HOST, "oracle", "oracle", 0, 1 << 30)
+    table = freeze(ops, [], info, policy="allow", oracle_is_native=True)
+    opened = Session(ReferencePlatform(), info, table, [], {}, Ledger(table, {}))
+    findings = examine(
+        opened, dtypes=["float32"], checks=["wrong_shapes", "wrong_dtypes", "strided_tensors"]
+    )
+    assert [f for f in findings if f.status == "fail" and "not the oracle's" in f.detail] == []
