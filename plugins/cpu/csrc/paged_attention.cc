@@ -52,7 +52,7 @@ void check_sequences(const attn::Call& call, int64_t tokens, int64_t max_blocks)
     if (call.seq_lens[s] < n)
       fail("ValueError", kOp, ".seq_lens: sequence ", s, ": want at least its ", n,
            " queries, have ", call.seq_lens[s]);
-    attn::check_blocks(kOp, call, s, n, max_blocks);
+    attn::check_blocks(kOp, "block_table", call, s, n, max_blocks);
   }
 }
 

@@ -57,17 +57,17 @@ inline void narrow_row(const float* src, int64_t n, float divisor, void* dst) {
 }
 
 // ValueError unless the table has a block of the pool for every key that sequence s may see.
-inline void check_blocks(const char* op, const Call& call, int64_t s, int64_t queries,
-                         int64_t max_blocks) {
+inline void check_blocks(const char* op, const char* arg, const Call& call, int64_t s,
+                         int64_t queries, int64_t max_blocks) {
   const int64_t seen = call.seq_lens[s], position = seen - queries;
   const int64_t first = call.window > 0 ? std::max<int64_t>(0, position + 1 - call.window) : 0;
   if ((seen - 1) / call.block_size >= max_blocks)
-    fail("ValueError", op, ".block_table: sequence ", s, ": want ",
-         (seen - 1) / call.block_size + 1, " blocks for ", seen, " keys, have ", max_blocks);
+    fail("ValueError", op, ".", arg, ": sequence ", s, ": want ", (seen - 1) / call.block_size + 1,
+         " blocks for ", seen, " keys, have ", max_blocks);
   for (int64_t b = first / call.block_size; b <= (seen - 1) / call.block_size; ++b) {
     const int32_t id = call.block_table[s * call.table_stride + b];
     if (id < 0 || id >= call.blocks)
-      fail("ValueError", op, ".block_table: sequence ", s, ", block ", b, ": want an id in [0, ",
+      fail("ValueError", op, ".", arg, ": sequence ", s, ", block ", b, ": want an id in [0, ",
            call.blocks, "), have ", id);
   }
 }
