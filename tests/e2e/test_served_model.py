@@ -62,6 +62,20 @@ def test_served_text_is_the_offline_text(server: str, expected: dict[tuple[str, 
         assert answer.choices[0].text == text
 
 
+def test_scoring_a_text_gives_the_offline_log_probabilities(server: str) -> None:
+    """What evaluation harnesses do: token-id prompts, echo, log-probabilities, nothing generated."""
+    llm = LLM()
+    ids = llm.tokenizer.encode("To install the package, use the command line.")
+    (offline,) = llm.generate([ids], SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1))
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none")
+    answer = client.completions.create(model="tiny", prompt=[ids, ids], max_tokens=0, echo=True, logprobs=1)
+    for choice in answer.choices:
+        scores = choice.logprobs.token_logprobs
+        assert scores[0] is None
+        assert scores[1:] == pytest.approx([p.logprob for p in offline.prompt_logprobs[1:]], abs=1e-6)
+        assert "".join(choice.logprobs.tokens) == choice.text
+
+
 def test_mixed_requests_with_disconnects_lose_and_cross_nothing(
     server: str, expected: dict[tuple[str, int], str]
 ) -> None:
