@@ -14,8 +14,8 @@ Row = tuple[str, dict[str, Any]]
 
 # A flag's destination is the field of ServeConfig; what is not given keeps the field's default.
 HTTP: tuple[Row, ...] = (
-    ("--host", {"help": "address to listen on (default 127.0.0.1: this machine only)"}),
-    ("--port", {"type": int, "help": "port (default 8000; 0 picks a free one and logs it)"}),
+    ("--host", {"help": "address to listen on; 127.0.0.1 is this machine alone"}),
+    ("--port", {"type": int, "help": "port; 0 picks a free one and logs it"}),
     ("--uds", {"metavar": "PATH", "help": "listen on this unix socket instead"}),
     ("--api-key", {"dest": "api_keys", "action": "append", "help": "a valid key; repeat for several"}),
     ("--api-key-file", {"type": Path, "help": "file with one key a line, read again on SIGHUP"}),
@@ -53,6 +53,7 @@ OBSERVE: tuple[Row, ...] = (
     ),
     ("--disable-access-log", {"dest": "log_requests", "action": "store_false"}),
 )
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(ServeConfig)}
 GROUPS = {"HTTP": HTTP, "request limits": LIMITS, "model behaviour": MODEL, "observability": OBSERVE}
 
 
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for title, rows in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag, settings in rows:
-            group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+            group.add_argument(flag, default=argparse.SUPPRESS, **_with_default(flag, settings))
     logs = parser.add_argument_group("logs")
     logs.add_argument(
         "--log-format", choices=["json", "text"], help="default: text on a terminal, else json"
@@ -69,6 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     logs.add_argument(
         "--enable-auto-tool-choice", action="store_true", help="accepted for compatibility: it always is"
     )
+
+
+def _with_default(flag: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Help that ends with the default, where there is one worth telling."""
+    name = settings.get("dest", flag.lstrip("-").replace("-", "_"))
+    default = DEFAULTS.get(name)
+    if isinstance(default, bool) or not isinstance(default, (int, float, str)):
+        return settings
+    return {**settings, "help": f"{settings.get('help', '')} (default {default})".strip()}
 
 
 def serve_config(args: argparse.Namespace, model_dir: Path) -> ServeConfig:
