@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
@@ -24,7 +25,7 @@ log = logger("serving")
 
 
 class Server(uvicorn.Server):
-    """Signals are the lifecycle's; a port of 0 is told once it is known."""
+    """Signals are the lifecycle's; where it listens is told once it is known."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -32,12 +33,20 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup()
-        if self.config.uds is None and self.started:
+        if self.config.uds is not None:
+            os.chmod(self.config.uds, 0o600)  # uvicorn opens it to every user of the machine
+            log.info("listening on unix socket %s", self.config.uds, extra={"event": "listening"})
+        elif self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
             log.info(
                 "listening on %s://%s:%d", scheme, host, port, extra={"event": "listening", "port": port}
             )
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().shutdown()
+        if self.config.uds is not None:
+            Path(self.config.uds).unlink(missing_ok=True)
 
 
 def new_state(config: ServeConfig) -> ServerState:

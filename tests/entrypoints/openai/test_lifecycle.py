@@ -154,6 +154,19 @@ def test_port_in_use(launch):
         assert any("address already in use" in str(e) for e in process.log)
 
 
+def test_unix_socket(launch, tmp_path):
+    """Only the owner may connect, and nothing is left behind."""
+    path = tmp_path / "s"
+    process = launch(uds=str(path))
+    process.event("ready")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x") as http:
+        assert http.get("/health/live").status_code == 200
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert not path.exists()
+
+
 def test_stop_while_loading(launch):
     process = launch({"load_seconds": 60})
     assert process.event("listening")
