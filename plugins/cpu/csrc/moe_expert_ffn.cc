@@ -88,8 +88,8 @@ struct Segments {
 
   void check() const {
     for (int64_t e = 0; e < experts; ++e) {
-      const int64_t last = counts ? (e + 1) * capacity : rows;
-      if (end(e) < first(e) || end(e) > last)
+      const int64_t low = counts ? 0 : first(e), high = counts ? capacity : rows;
+      if (numbers[e] < low || numbers[e] > high)
         fail("ValueError", kOp, ".tokens_expert_prefix_sum: want ",
              counts ? "counts up to the rows of an expert" : "rising sums up to the rows",
              ", have ", numbers[e], " for expert ", e);
@@ -120,6 +120,29 @@ void check_unquantised(std::string_view method, std::initializer_list<OptTensor>
     if (scale) fail("ValueError", kOp, ": want no scales with quant_method \"", method, "\"");
 }
 
+void check_weights(const Tensor& x, const Tensor& up, const Tensor& down, OptTensor bias) {
+  const int64_t hidden = x.size(-1);
+  Check{kOp, "up_gate_proj_weight", up}.rank(3).dim(1, hidden).contiguous();
+  const int64_t experts = up.size(0), columns = up.size(2);
+  if (columns % 2 != 0 || experts == 0)
+    fail("ValueError", kOp, ".up_gate_proj_weight: want [experts >= 1, hidden, 2 * inner], have ",
+         shape_text(up));
+  Check{kOp, "down_proj_weight", down}.rank(3).dim(0, experts).dim(1, columns / 2).dim(2, hidden);
+  Check{kOp, "down_proj_weight", down}.contiguous().same_dtype(up);
+  if (!bias) return;
+  Check{kOp, "up_gate_proj_bias", bias}.numel(experts * columns).same_dtype(x).contiguous();
+}
+
+Segments segments_of(const Tensor& x, const Tensor& numbers, int64_t experts, bool counts) {
+  Check{kOp, "tokens_expert_prefix_sum", numbers}.dtype<int64_t>("int64").rank(1).contiguous();
+  Check{kOp, "tokens_expert_prefix_sum", numbers}.dim(0, experts);
+  if (counts) Check{kOp, "permute_input", x}.dim(0, experts);
+  const int64_t rows = counts ? x.size(0) * x.size(1) : x.size(0);
+  const Segments segments{numbers.data<int64_t>(), experts, x.size(-2), rows, counts};
+  segments.check();
+  return segments;
+}
+
 }  // namespace
 
 void moe_expert_ffn(Tensor permute_input, Tensor tokens_expert_prefix_sum,
@@ -131,34 +154,16 @@ void moe_expert_ffn(Tensor permute_input, Tensor tokens_expert_prefix_sum,
   check_unquantised(quant_method, {up_gate_proj_scale, down_proj_scale, down_proj_in_scale});
   const Tensor x = permute_input, up = up_gate_proj_weight, down = down_proj_weight;
   Check{kOp, "permute_input", x}.rank(used_in_ep_low_latency ? 3 : 2).contiguous();
-  const int64_t hidden = x.size(-1);
-  Check{kOp, "up_gate_proj_weight", up}.rank(3).dim(1, hidden).contiguous();
-  const int64_t experts = up.size(0), inner = up.size(2) / 2;
-  if (up.size(2) % 2 != 0 || experts == 0)
-    fail("ValueError", kOp, ".up_gate_proj_weight: want [experts >= 1, hidden, 2 * inner], have ",
-         shape_text(up));
-  Check{kOp, "down_proj_weight", down}.rank(3).dim(0, experts).dim(1, inner).dim(2, hidden);
-  Check{kOp, "down_proj_weight", down}.contiguous().same_dtype(up);
-  if (up_gate_proj_bias)
-    Check{kOp, "up_gate_proj_bias", up_gate_proj_bias}
-        .numel(experts * 2 * inner)
-        .same_dtype(x)
-        .contiguous();
-  const Tensor sums = tokens_expert_prefix_sum;
-  Check{kOp, "tokens_expert_prefix_sum", sums}.dtype<int64_t>("int64").rank(1).dim(0, experts);
-  Check{kOp, "tokens_expert_prefix_sum", sums}.contiguous();
-  if (used_in_ep_low_latency) Check{kOp, "permute_input", x}.dim(0, experts);
+  check_weights(x, up, down, up_gate_proj_bias);
   Check{kOp, "out", out}.same_shape(x).same_dtype(x).contiguous();
-  const int64_t rows = x.ndim() == 3 ? x.size(0) * x.size(1) : x.size(0);
-  const Segments segments{sums.data<int64_t>(), experts, x.size(-2), rows, used_in_ep_low_latency};
-  segments.check();
+  const Segments segments =
+      segments_of(x, tokens_expert_prefix_sum, up.size(0), used_in_ep_low_latency);
   dispatch_float(kOp, "permute_input", x, [&](auto a) {
     dispatch_float(kOp, "up_gate_proj_weight", up, [&](auto w) {
       using X = decltype(a);
       using W = decltype(w);
-      const Experts<X, W> all{up.data<W>(), down.data<W>(),
-                              up_gate_proj_bias ? up_gate_proj_bias.data<X>() : nullptr, hidden,
-                              inner};
+      const X* bias = up_gate_proj_bias ? up_gate_proj_bias.data<X>() : nullptr;
+      const Experts<X, W> all{up.data<W>(), down.data<W>(), bias, x.size(-1), up.size(2) / 2};
       run_all(all, segments, x.data<X>(), out.data<X>());
     });
   });

@@ -68,41 +68,51 @@ void check_experts(const int32_t* expert_of, const int32_t* row_of, int64_t toke
              ", have -1");
 }
 
+void check_tables(const Tensor& weights, const Tensor& row_of, const Tensor& expert_of) {
+  Check{kOp, "top_k_weight", weights}.dtype<float>("float32").same_shape(expert_of).contiguous();
+  Check{kOp, "permute_indices_per_token", row_of}.dtype<int32_t>("int32").rank(2).contiguous();
+  Check{kOp, "permute_indices_per_token", row_of}
+      .dim(0, expert_of.size(1))
+      .dim(1, expert_of.size(0));
+  check_indices("permute_indices_per_token", row_of.data<int32_t>(), row_of.numel(),
+                row_of.numel());
+}
+
+void check_bias(const Tensor& bias, const Tensor& rows, const Tensor& row_of,
+                const Tensor& expert_of) {
+  Check{kOp, "down_proj_bias", bias}.rank(2).dim(1, rows.size(1)).same_dtype(rows).contiguous();
+  const int32_t* experts = expert_of.data<int32_t>();
+  check_indices("top_k_indices", experts, expert_of.numel(), bias.size(0));
+  check_experts(experts, row_of.data<int32_t>(), expert_of.size(0), expert_of.size(1));
+}
+
 }  // namespace
 
 void moe_expert_reduce(Tensor ffn_out, Tensor top_k_weight, Tensor permute_indices_per_token,
                        Tensor top_k_indices, OptTensor down_proj_bias, bool norm_topk_prob,
                        double routed_scaling_factor, Tensor out) {
-  Check{kOp, "top_k_indices", top_k_indices}.dtype<int32_t>("int32").rank(2).contiguous();
-  const int64_t tokens = top_k_indices.size(0), k = top_k_indices.size(1);
+  const Tensor row_of = permute_indices_per_token, expert_of = top_k_indices;
+  Check{kOp, "top_k_indices", expert_of}.dtype<int32_t>("int32").rank(2).contiguous();
+  const int64_t tokens = expert_of.size(0), k = expert_of.size(1);
   Check{kOp, "ffn_out", ffn_out}.rank(2).dim(0, tokens * k).contiguous();
   const int64_t hidden = ffn_out.size(1);
-  const Tensor row_of = permute_indices_per_token;
-  Check{kOp, "top_k_weight", top_k_weight}.dtype<float>("float32").same_shape(top_k_indices);
-  Check{kOp, "top_k_weight", top_k_weight}.contiguous();
-  Check{kOp, "permute_indices_per_token", row_of}.dtype<int32_t>("int32").rank(2).contiguous();
-  Check{kOp, "permute_indices_per_token", row_of}.dim(0, k).dim(1, tokens);
   Check{kOp, "out", out}.rank(2).dim(0, tokens).dim(1, hidden).same_dtype(ffn_out).contiguous();
-  const int32_t *rows = row_of.data<int32_t>(), *experts = top_k_indices.data<int32_t>();
-  check_indices("permute_indices_per_token", rows, tokens * k, tokens * k);
-  if (down_proj_bias) {
-    Check{kOp, "down_proj_bias", down_proj_bias}.rank(2).dim(1, hidden).same_dtype(ffn_out);
-    Check{kOp, "down_proj_bias", down_proj_bias}.contiguous();
-    check_indices("top_k_indices", experts, tokens * k, down_proj_bias.size(0));
-    check_experts(experts, rows, tokens, k);
-  }
+  check_tables(top_k_weight, row_of, expert_of);
+  if (down_proj_bias) check_bias(down_proj_bias, ffn_out, row_of, expert_of);
   dispatch_float(kOp, "ffn_out", ffn_out, [&](auto tag) {
     using T = decltype(tag);
+    const T* bias = down_proj_bias ? down_proj_bias.data<T>() : nullptr;
+    const float scale = static_cast<float>(routed_scaling_factor);
     const Reduce<T> reduce{ffn_out.data<T>(),
-                           down_proj_bias ? down_proj_bias.data<T>() : nullptr,
+                           bias,
                            top_k_weight.data<float>(),
-                           rows,
-                           experts,
+                           row_of.data<int32_t>(),
+                           expert_of.data<int32_t>(),
                            tokens,
                            k,
                            hidden,
                            norm_topk_prob,
-                           static_cast<float>(routed_scaling_factor),
+                           scale,
                            out.data<T>()};
     parallel_for(tokens, 1 + 16384 / (hidden * k + 1), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) reduce.token(t);
