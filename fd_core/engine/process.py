@@ -122,7 +122,8 @@ class EngineLoop:
 
 def _end_with_parent() -> None:
     """Exit when the parent's end of standard input closes, even in the middle of a step."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not through sys.stdin: its lock would be held at interpreter exit
+        continue
     os._exit(3)
 
 
