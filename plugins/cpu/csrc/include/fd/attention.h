@@ -184,7 +184,7 @@ class Engine {
   }
 
  private:
-  // Visible keys of each row relative to the split; returns their hull, widened to nothing else.
+  // Visible keys of each row relative to the split; returns their hull.
   Range fill_ranges(const Unit& u, int64_t base, Range* ranges) const {
     const auto relative = [base](int64_t key) {
       return static_cast<int>(std::min<int64_t>(kSplit, std::max<int64_t>(0, key - base)));
