@@ -1,1 +1,0 @@
-"""Other engines' names over ours."""
