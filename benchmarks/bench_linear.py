@@ -4,10 +4,10 @@
                                       [--no-torch] [--out benchmarks/results/linear-NAME.json]
 
 Weights rotate through at least 256 MiB, so that every call reads them from memory. Ours and torch's
-calls alternate in this process, on as many threads as it may use processors; the ceilings (memory
-reads in four streams a thread; float32 multiply-adds) are measured again beside every cell.
-`share` = the larger of (weight bytes / read ceiling) and (flops / multiply-add ceiling), over our time;
-minima are used on both sides, medians are recorded too.
+bursts of calls alternate in this process, on as many threads as it may use processors; the ceilings (memory
+reads in four streams a thread; float32 multiply-adds) are measured between them, and the best of the whole
+run counts. `share` = the larger of (weight bytes / read ceiling) and (flops / multiply-add ceiling), over
+our best time; medians are recorded too. On a busy machine only the best times mean anything.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ SHAPES = {
 POOL = 256 << 20  # bytes of weights that one cell walks through
 READ = 64 << 20  # bytes of one measurement of the read ceiling
 FMA_BATCHES = 200
+BURST = 4
+SETTLE = 0.005  # seconds; idle threads of either side spin for less
 PLATFORM = CPUPlatform()
 
 
@@ -64,26 +66,31 @@ class Times:
 
 
 class Ceilings:
-    """Read bandwidth and multiply-add rate, measured again whenever asked."""
+    """Read bandwidth and multiply-add rate, measured again whenever asked; the best counts."""
 
     def __init__(self) -> None:
         self.buffer = PLATFORM.empty(TensorSpec((8 * READ,), dt.uint8))
         self.buffer.numpy()[...] = 1
         self.sums = from_numpy(np.zeros(16, np.int32))
         self.lanes = np.zeros(1, np.int32)
-        self.turn = 0
+        self.reads, self.fmas = Times(), Times()
+        for _ in range(16):
+            self.measure()
 
-    def read(self, times: Times) -> None:
-        self.turn = (self.turn + 1) % 8
-        part = self.buffer.slice(self.turn * READ, (self.turn + 1) * READ)
-        times.add(lambda: library.ceiling_read(part, self.sums))
-
-    def fma(self, times: Times) -> None:
-        times.add(lambda: library.ceiling_fma(FMA_BATCHES, from_numpy(self.lanes)))
+    def measure(self) -> None:
+        turn = len(self.reads.values) % 8
+        part = self.buffer.slice(turn * READ, (turn + 1) * READ)
+        self.reads.add(lambda: library.ceiling_read(part, self.sums))
+        for _ in range(3):
+            self.fmas.add(lambda: library.ceiling_fma(FMA_BATCHES, from_numpy(self.lanes)))
 
     @property
-    def fma_flops(self) -> int:
-        return 2 * 12 * 1024 * FMA_BATCHES * int(self.lanes[0])
+    def bandwidth(self) -> float:
+        return READ / self.reads.best
+
+    @property
+    def flops(self) -> float:
+        return 2 * 12 * 1024 * FMA_BATCHES * int(self.lanes[0]) / self.fmas.best
 
 
 @dataclass
@@ -97,11 +104,13 @@ class Row:
     ours_median_us: float
     torch_us: float
     torch_median_us: float
-    read_ceiling: float
-    fma_ceiling: float
     gigabytes_s: float
     gigaflops: float
-    share: float
+    share: float = 0.0
+
+    def rate(self, ceilings: Ceilings) -> None:
+        """Our share of the nearer limit, by the ceilings known so far."""
+        self.share = max(self.gigabytes_s * 1e9 / ceilings.bandwidth, self.gigaflops * 1e9 / ceilings.flops)
 
 
 def weights(shape: str, kind: dt.DType) -> list[Tensor]:
@@ -144,27 +153,31 @@ def theirs(plain: list[Tensor], rows: int) -> Iterator[Callable[[], object]]:
             yield lambda w=one: torch.nn.functional.linear(x, w)
 
 
+def burst(times: Times, calls: Iterator[Callable[[], object]]) -> None:
+    """A few calls in a row once the other side's threads have gone to sleep; the first is not counted."""
+    time.sleep(SETTLE)
+    next(calls)()
+    for _ in range(BURST):
+        times.add(next(calls))
+
+
 def measure(args: argparse.Namespace, ceilings: Ceilings, plain: list[Tensor], rows: int) -> list[Times]:
-    """[ours, torch, read, fma]: alternating calls until the time is up, three rounds at least."""
-    mine, other = ours(plain, rows), None if args.no_torch else theirs(plain, rows)
-    times = [Times(), Times(), Times(), Times()]
-    for one in (next(mine), *([next(other)] if other else [])):
-        one()
+    """[ours, torch]: alternating bursts until the time is up, one at least."""
+    times = [Times(), Times()]
+    mine = ours(plain, rows)
+    other = None if args.no_torch else theirs(plain, rows)
     stop = time.perf_counter() + args.seconds
-    while time.perf_counter() < stop or len(times[0].values) < 3:
-        times[0].add(next(mine))
+    while time.perf_counter() < stop or not times[0].values:
+        burst(times[0], mine)
+        ceilings.measure()
         if other:
-            times[1].add(next(other))
-        if len(times[0].values) % 4 == 1:
-            ceilings.read(times[2])
-            ceilings.fma(times[3])
+            burst(times[1], other)
     return times
 
 
 def cell(args: argparse.Namespace, ceilings: Ceilings, shape: str, plain: list[Tensor], rows: int) -> Row:
-    mine, other, read, fma = measure(args, ceilings, plain, rows)
+    mine, other = measure(args, ceilings, plain, rows)
     flops, size = 2 * rows * plain[0].numel, plain[0].nbytes
-    limit = max(size * read.best / READ, flops * fma.best / ceilings.fma_flops)
     return Row(
         shape,
         rows,
@@ -173,11 +186,8 @@ def cell(args: argparse.Namespace, ceilings: Ceilings, shape: str, plain: list[T
         ours_median_us=mine.median * 1e6,
         torch_us=other.best * 1e6 if other.values else 0.0,
         torch_median_us=other.median * 1e6 if other.values else 0.0,
-        read_ceiling=READ / read.best / 1e9,
-        fma_ceiling=ceilings.fma_flops / fma.best / 1e9,
         gigabytes_s=size / mine.best / 1e9,
         gigaflops=flops / mine.best / 1e9,
-        share=limit / mine.best,
     )
 
 
@@ -185,8 +195,7 @@ def show(row: Row) -> None:
     print(
         f"{row.shape:8} {row.rows:4} {row.dtype:9} {row.ours_us:10.0f} ({row.ours_median_us:8.0f})"
         f" {row.torch_us:10.0f} ({row.torch_median_us:8.0f}) {row.torch_us / row.ours_us:6.2f}"
-        f" {row.gigabytes_s:6.1f}/{row.read_ceiling:5.1f} {row.gigaflops:6.0f}/{row.fma_ceiling:5.0f}"
-        f" {row.share:6.0%}",
+        f" {row.gigabytes_s:6.1f} {row.gigaflops:8.0f} {row.share:6.0%}",
         flush=True,
     )
 
@@ -232,10 +241,22 @@ def main() -> None:
             plain = weights(shape, dt.dtype(name))
             for rows in map(int, args.rows.split(",")):
                 table.append(cell(args, ceilings, shape, plain, rows))
+                table[-1].rate(ceilings)
                 show(table[-1])
+    finish(args, ceilings, table)
+
+
+def finish(args: argparse.Namespace, ceilings: Ceilings, table: list[Row]) -> None:
+    found = {"read_gb_s": ceilings.bandwidth / 1e9, "fma_gflop_s": ceilings.flops / 1e9}
+    print("ceilings:", ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+    for row in table:
+        row.rate(ceilings)
     if args.out:
         args.out.write_text(
-            json.dumps({"facts": facts(args), "rows": [asdict(r) for r in table]}, indent=1) + "\n"
+            json.dumps(
+                {"facts": facts(args), "ceilings": found, "rows": [asdict(r) for r in table]}, indent=1
+            )
+            + "\n"
         )
 
 
