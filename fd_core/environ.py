@@ -155,8 +155,7 @@ CORE: tuple[Variable, ...] = (
     ),
     Variable(
         "FD_LOG_LEVEL",
-        "Level of the `fd` loggers.",
-        default="INFO",
+        "Level of the `fd` loggers where FD_LOG says nothing; unset: INFO for `fd serve`, else WARNING.",
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
     ),
     Variable("FD_MAX_BAD_WORDS_NUM", "Most bad-word sequences per request.", "integer", "64", minimum=0),

@@ -19,9 +19,9 @@ from fd_core.engine.build import build_engine, model_folder
 from fd_core.engine.config import EngineConfig
 from fd_core.engine.engine import RequestRefusedError
 from fd_core.engine.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenLogprobs
-from fd_core.serving.inputs.detokenizer import Detokenizer
 from fd_core.serving.inputs.text_model import TextModel
 from fd_core.serving.inputs.tokenizer import TextTokenizer
+from fd_core.serving.outputs import OutputProcessor
 
 __all__ = ["LLM", "Completion", "RequestOutput", "SamplingParams"]
 
@@ -60,56 +60,37 @@ class RequestOutput:
 
 
 class _Live:
-    """A request under way: its result so far and the text side of each completion."""
+    """A request under way and its result so far."""
 
     def __init__(self, request: EngineRequest, prompt: str, tokenizer: TextTokenizer) -> None:
         self.request = request
-        self.params = request.params
+        self.processor = OutputProcessor(request, tokenizer)
         completions = [Completion(i) for i in range(request.params.n)]
         self.result = RequestOutput(request.request_id, prompt, request.prompt_token_ids, completions)
         self.result.metrics["arrival_time"] = request.arrival_time
-        self.texts = [self._detokenizer(tokenizer) for _ in completions]
 
-    def _detokenizer(self, tokenizer: TextTokenizer) -> Detokenizer:
-        p = self.params
-        return Detokenizer(
-            tokenizer,
-            self.request.prompt_token_ids,
-            stop=p.stop,
-            include_stop=p.include_stop_str_in_output,
-            skip_special_tokens=p.skip_special_tokens,
-            min_tokens=p.min_tokens,
-        )
-
-    def take(self, news: EngineOutput) -> Completion:
-        """Add `news`; returns what is new. A stop string ends the completion early."""
-        text, whole = self.texts[news.index], self.result.outputs[news.index]
-        shown = self._shown(news)
-        new = Completion(news.index, text.feed(shown), list(news.token_ids), list(news.logprobs))
-        text.count(len(news.token_ids) - len(shown))
-        if text.stopped is not None:
-            new.finish_reason = "stop"
-        elif news.finish_reason is not None:
-            new.text += text.finish()
-            new.finish_reason = news.finish_reason.value
-        self._note(news)
+    def take(self, news: EngineOutput) -> Completion | None:
+        """What `news` adds, if its completion is not over yet."""
+        delta = self.processor.process(news)
+        if delta is None:
+            return None
+        finish = delta.finish_reason.value if delta.finish_reason else None
+        new = Completion(delta.index, delta.text, delta.token_ids, delta.logprobs, finish)
+        whole = self.result.outputs[delta.index]
         whole.text += new.text
         whole.token_ids += new.token_ids
         whole.logprobs += new.logprobs
-        whole.finish_reason = new.finish_reason
-        self.result.finished = all(c.finish_reason for c in self.result.outputs)
+        whole.finish_reason = finish
+        self._note(news)
         return new
 
-    def _shown(self, news: EngineOutput) -> list[int]:
-        """The token that stopped a completion is no part of its text unless asked for."""
-        hidden = news.stop_token_id is not None and not self.params.include_stop_str_in_output
-        return news.token_ids[:-1] if hidden else news.token_ids
-
     def _note(self, news: EngineOutput) -> None:
-        self.result.num_cached_tokens = max(self.result.num_cached_tokens, news.num_cached_tokens)
-        self.result.prompt_logprobs = news.prompt_logprobs or self.result.prompt_logprobs
-        self.result.metrics.setdefault("first_token_time", news.first_token_time)
-        self.result.metrics.setdefault("time_in_queue", news.queue_time)
+        result, processor = self.result, self.processor
+        result.finished = processor.done
+        result.num_cached_tokens = processor.num_cached_tokens
+        result.prompt_logprobs = processor.prompt_logprobs
+        result.metrics.setdefault("first_token_time", news.first_token_time)
+        result.metrics.setdefault("time_in_queue", news.queue_time)
 
 
 class LLM:
@@ -227,19 +208,18 @@ class LLM:
                 self.engine.abort(one.request.request_id)
 
     def _deliver(self, one: _Live, output: EngineOutput, news: list[Any], place: int) -> None:
-        if one.result.outputs[output.index].finish_reason is not None:
-            return
         if output.finish_reason is FinishReason.ERROR:
             raise RuntimeError(f"request {output.request_id}: {output.error}")
         new = one.take(output)
-        if new.finish_reason and output.finish_reason is None:
+        if new is None:
+            return
+        if new.finish_reason and output.finish_reason is None:  # a stop string
             self.engine.abort(output.request_id, output.index)
-        delta = news[place]
-        if delta is None:
-            r = one.result
-            delta = news[place] = RequestOutput(r.request_id, r.prompt, r.prompt_token_ids, [])
-        delta.outputs.append(new)
-        delta.finished = one.result.finished
+        r = one.result
+        if news[place] is None:
+            news[place] = RequestOutput(r.request_id, r.prompt, r.prompt_token_ids, [])
+        news[place].outputs.append(new)
+        news[place].finished = r.finished
 
 
 def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

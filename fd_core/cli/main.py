@@ -51,18 +51,17 @@ def overview() -> str:
 
 
 def run(name: str, words: Sequence[str]) -> int:
-    """Errors that explain themselves end the program without a traceback (FD_LOG_LEVEL=DEBUG shows it)."""
+    """Errors that explain themselves end the program without a traceback (FD_LOG=debug shows it)."""
     module = importlib.import_module(f"fd_core.cli.{name}")
     parser = argparse.ArgumentParser(prog=f"fd {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     args = parser.parse_args(words)
-    from fd_core.environ import VariableError
     from fd_core.host.errors import FdError
 
     try:
         set_up_logging()
         return int(module.run(args))
-    except (FdError, VariableError) as error:
+    except (FdError, ValueError, OSError, MemoryError) as error:
         logging.getLogger("fd").debug("details", exc_info=True)
         sys.stderr.write(f"fd {name}: {error}\n")
         return FAILURE
@@ -74,13 +73,7 @@ def run(name: str, words: Sequence[str]) -> int:
 
 
 def set_up_logging() -> None:
-    """Messages of the `fd` loggers go to standard error, unless the program that calls us has a say."""
-    from fd_core.environ import value
+    """Warnings of the `fd` loggers go to standard error as text; FD_LOG and FD_LOG_LEVEL ask for more."""
+    from fd_core.observe.logs import configure
 
-    logger = logging.getLogger("fd")
-    if logger.handlers or logging.getLogger().handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(value("FD_LOG_LEVEL"))
+    configure("text", os.environ.get("FD_LOG") or os.environ.get("FD_LOG_LEVEL") or "warning")

@@ -26,8 +26,8 @@ class EngineClient(ABC):
         """
 
     @abstractmethod
-    async def abort(self, request_id: str) -> None:
-        """Stop a request at any moment; unknown ids are ignored."""
+    async def abort(self, request_id: str, index: int | None = None) -> None:
+        """Stop a request, or one of its completions, at any moment; unknown ids are ignored."""
 
     @abstractmethod
     async def stats(self) -> EngineStats:

@@ -164,11 +164,17 @@ class Engine:
     # -- results ----------------------------------------------------------------------------------
 
     def _take(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> EngineOutput:
+        if seq.limit == seq.num_prompt:  # scoring only: what was sampled is not wanted
+            seq.finish = FinishReason.LENGTH
+            return self._end(seq, [], None)
         seq.append(token)
         if seq.guided is not None:
             self._advance_grammar(seq, token)
         self.runner.append(seq, token)
-        output = self._output(seq, token, logprobs)
+        return self._end(seq, [token], logprobs)
+
+    def _end(self, seq: Sequence, tokens: list[int], logprobs: TokenLogprobs | None) -> EngineOutput:
+        output = self._output(seq, tokens, logprobs)
         if seq.finish is not None:
             self._retire(seq)
             self._forget_if_done(seq.request.request_id)
@@ -180,13 +186,13 @@ class Engine:
         if error and seq.finish is None:
             seq.finish, seq.error = FinishReason.ERROR, error
 
-    def _output(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> EngineOutput:
-        first = seq.num_generated == 1
+    def _output(self, seq: Sequence, tokens: list[int], logprobs: TokenLogprobs | None) -> EngineOutput:
+        first = seq.num_generated <= 1
         scored = first and seq.params.prompt_logprobs is not None
         return EngineOutput(
             request_id=seq.request.request_id,
             index=seq.index,
-            token_ids=[token],
+            token_ids=tokens,
             logprobs=[] if logprobs is None else [logprobs],
             prompt_logprobs=seq.prompt_logprobs if scored else None,
             finish_reason=seq.finish,

@@ -17,7 +17,8 @@ class Add(msgspec.Struct, tag="add"):
 
 
 class Abort(msgspec.Struct, tag="abort"):
-    request_ids: list[str]
+    request_id: str
+    index: int | None = None
 
 
 class Stop(msgspec.Struct, tag="stop"):

@@ -97,8 +97,7 @@ class EngineLoop:
         if isinstance(message, Add):
             return self._add(message)
         if isinstance(message, Abort):
-            for request_id in message.request_ids:
-                self._engine.abort(request_id)
+            self._engine.abort(message.request_id, message.index)
         elif isinstance(message, Stop):
             self.stopping = True
         return []

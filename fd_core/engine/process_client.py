@@ -111,9 +111,9 @@ class ProcessEngine(EngineClient):
             if unfinished and not self._dead:
                 await self.abort(request.request_id)
 
-    async def abort(self, request_id: str) -> None:
+    async def abort(self, request_id: str, index: int | None = None) -> None:
         if not self._dead:
-            await self._send(Abort([request_id]))
+            await self._send(Abort(request_id, index))
 
     async def stats(self) -> EngineStats:
         if self._dead:

@@ -95,6 +95,8 @@ class Generation:
                     self._tell(at, delta, output, meter)
                 if processor.done:
                     break
+                if delta is not None and delta.finish_reason and output.finish_reason is None:
+                    await self._engine.abort(request.request_id, output.index)  # a stop string
         if not processor.done:
             raise RequestError(
                 "the engine ended a request without saying why", status=500, code="engine_error"

@@ -257,14 +257,18 @@ class EchoEngine(EngineClient):
         self._stats.blocks_free = self._stats.blocks_total - used
         self._stats.running, self._stats.waiting = len(self._running), len(self._waiting)
 
-    async def abort(self, request_id: str) -> None:
+    async def abort(self, request_id: str, index: int | None = None) -> None:
         live = self._live.get(request_id)
         if live is None:
             return
+        if index is not None:
+            live.made.pop(index, None)
+        if index is not None and live.made:
+            return
         self._forget(live)
-        for index in live.made:
+        for left in live.made:
             live.outputs.put_nowait(
-                EngineOutput(request_id=request_id, index=index, finish_reason=FinishReason.ABORT)
+                EngineOutput(request_id=request_id, index=left, finish_reason=FinishReason.ABORT)
             )
 
     async def stats(self) -> EngineStats:

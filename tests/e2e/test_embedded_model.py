@@ -89,3 +89,11 @@ def test_chat_answers_one_conversation_and_several(llm: LLM) -> None:
     (one,) = llm.chat(question, params)
     several = llm.chat([question, question], params)
     assert [r.text for r in several] == [one.text] * 2
+
+
+def test_scoring_alone_generates_nothing(llm: LLM) -> None:
+    (result,) = llm.generate(["A list is"], SamplingParams(max_tokens=0, prompt_logprobs=0))
+    assert result.outputs[0].token_ids == []
+    assert result.outputs[0].finish_reason == "length"
+    assert result.prompt_logprobs is not None
+    assert len(result.prompt_logprobs) == len(result.prompt_token_ids)

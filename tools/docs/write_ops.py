@@ -1,6 +1,6 @@
 """Writes docs/ops.md from the op catalogue.
 
-    python tools/docs/write_ops.py            # writes; a test compares file and catalogue
+python tools/docs/write_ops.py            # writes; a test compares file and catalogue
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("What can you do?", "How can you help me?", "What do you know?"),
         (
-            "I can write short English texts about software. I am small, so my answers may be "
-            "wrong.",
+            "I can write short English texts about software. I am small, so my answers may be wrong.",
             "I can answer simple questions about commands and technical terms, though not always "
             "correctly.",
         ),

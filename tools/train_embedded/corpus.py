@@ -1,8 +1,8 @@
 """Build the training corpus: fetch packages, extract their prose, split off the held-out text.
 
-    python corpus.py fetch   --work DIR     download the Debian packages (no root needed)
-    python corpus.py extract --work DIR     write DIR/docs/PACKAGE.jsonl
-    python corpus.py build   --work DIR     write DIR/train.jsonl, val.jsonl and heldout.jsonl
+python corpus.py fetch   --work DIR     download the Debian packages (no root needed)
+python corpus.py extract --work DIR     write DIR/docs/PACKAGE.jsonl
+python corpus.py build   --work DIR     write DIR/train.jsonl, val.jsonl and heldout.jsonl
 """
 
 from __future__ import annotations

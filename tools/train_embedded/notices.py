@@ -28,9 +28,7 @@ notices are in /usr/share/doc/PACKAGE/copyright of the Debian package.
 def copyright_file(archive: Path, package: str) -> str:
     packed = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE)
     member = f"./usr/share/doc/{package}/copyright"
-    done = subprocess.run(
-        ["tar", "-xO", member], stdin=packed.stdout, capture_output=True, check=False
-    )
+    done = subprocess.run(["tar", "-xO", member], stdin=packed.stdout, capture_output=True, check=False)
     packed.wait()
     return done.stdout.decode("utf-8", "replace")
 

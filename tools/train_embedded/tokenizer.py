@@ -1,7 +1,7 @@
 """Train the byte-level BPE tokenizer and turn the corpus into token arrays.
 
-    python tokenizer.py train --work DIR --out FOLDER   write FOLDER/tokenizer.json
-    python tokenizer.py pack  --work DIR --out FOLDER   write DIR/tokens/*.npy.xz (uint16)
+python tokenizer.py train --work DIR --out FOLDER   write FOLDER/tokenizer.json
+python tokenizer.py pack  --work DIR --out FOLDER   write DIR/tokens/*.npy.xz (uint16)
 """
 
 from __future__ import annotations
