@@ -56,6 +56,7 @@ class Case:
 
     `args(rng, dtype)` returns every input by name: NumPy arrays, attributes, None for absent.
     `dtypes` are the values `dtype` runs through. `bytes`/`flops` of the call serve the benchmark.
+    `coupled`: why the op's rows influence each other in this case; empty: they must not.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Case:
     bench: bool = False
     bytes: int = 0
     flops: int = 0
+    coupled: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class OpDef:
     """Everything known about an op: contract, shape rule, oracle, cases, tolerance.
 
     `infer(**inputs)`: output specs from inputs (tensors as TensorSpec, attributes as they are).
-    `rows`: parameters whose first dimension enumerates rows that must not influence each other.
+    `rows`: parameters whose first dimension enumerates rows that must not influence each other. Where
+    their lengths differ (slots beyond the rows of a step), rows are those of the shortest.
     """
 
     spec: OpSpec

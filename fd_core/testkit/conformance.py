@@ -104,17 +104,20 @@ def repeats(trial: Trial) -> None:
 def rows_are_independent(trial: Trial) -> None:
     """The last row alone gives the bits it gives in the batch."""
     names, inputs = trial.definition.rows, trial.inputs()
-    rows = {len(inputs[n]) for n in names if isinstance(inputs.get(n), np.ndarray)}
-    if not names or len(rows) != 1 or rows & {0, 1}:
-        raise NotApplicable("the contract names no rows, or the case has fewer than two")
+    count = min((len(inputs[n]) for n in names if isinstance(inputs.get(n), np.ndarray)), default=0)
+    if count < 2 or trial.case.coupled:
+        raise NotApplicable(
+            trial.case.coupled or "the contract names no rows, or the case has fewer than two"
+        )
     whole = trial.run(arguments(trial.definition, inputs))
-    alone = {k: v[-1:] if k in names and isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+    row = slice(count - 1, count)
+    alone = {k: v[row] if k in names and isinstance(v, np.ndarray) else v for k, v in inputs.items()}
     try:
         single = trial.run(arguments(trial.definition, alone))
     except REFUSALS as error:
         raise NotApplicable(f"one row alone is no valid call: {error}") from error
     for param in trial.written():
-        if param.name in names and not _same(whole[param.name][-1:], single[param.name]):
+        if param.name in names and not _same(whole[param.name][row], single[param.name]):
             raise CheckFailed(f"{param.name}: the last row alone differs from the last row of the batch")
 
 
@@ -142,13 +145,22 @@ def wrong_dtypes(trial: Trial) -> None:
 
 
 def wrong_shapes(trial: Trial) -> None:
-    """Each tensor in turn without its last column, and with one dimension more."""
+    """Each tensor in turn without its last column, with one dimension more, and as a column or flat.
+
+    `[n]` and `[n, 1]` are both legal for a vector with one element per slot; an op that takes them
+    says so by giving the oracle's answer.
+    """
     values = arguments(trial.definition, trial.inputs())
     for name in _tensors(values):
         if values[name].ndim and values[name].size > 1:
             short = np.ascontiguousarray(values[name][..., :-1])
             _right_or_refused(trial, {**values, name: short}, f"{name} {list(short.shape)}")
             _right_or_refused(trial, {**values, name: values[name][None]}, f"{name} of another rank")
+            _right_or_refused(trial, {**values, name: _column_or_flat(values[name])}, f"{name} reshaped")
+
+
+def _column_or_flat(array: Array) -> Array:
+    return array[:, None] if array.ndim == 1 else array.reshape(-1)
 
 
 CHECKS: dict[str, Callable[[Trial], None]] = {

@@ -97,9 +97,10 @@ def get_padding_offset(
     total = int(lens.sum())
     fits = total <= cpu_token_num
     check(fits, "get_padding_offset", "cpu_token_num", f"at least the {total} tokens", cpu_token_num)
-    x_remove_padding[...], batch_id_per_token[...] = PADDING_ID, -1
+    owner, ends_q, ends_k = (a.reshape(-1) for a in (batch_id_per_token, cu_seqlens_q, cu_seqlens_k))
+    x_remove_padding[...], owner[...] = PADDING_ID, -1
     x_remove_padding[:total] = np.concatenate([*ids, np.empty(0, np.int64)])
-    batch_id_per_token[:total] = np.repeat(np.arange(len(lens)), lens)
+    owner[:total] = np.repeat(np.arange(len(lens)), lens)
     cached = 0 if seq_lens_decoder is None else seq_lens_decoder.reshape(-1)
-    cu_seqlens_q[0] = cu_seqlens_k[0] = 0
-    cu_seqlens_q[1:], cu_seqlens_k[1:] = np.cumsum(lens), np.cumsum(lens + cached)
+    ends_q[0] = ends_k[0] = 0
+    ends_q[1:], ends_k[1:] = np.cumsum(lens), np.cumsum(lens + cached)

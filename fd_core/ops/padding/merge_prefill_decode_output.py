@@ -54,15 +54,15 @@ def merge_prefill_decode_output(
     Specification ops-attention-kv §1.
     """
     name, tokens = "merge_prefill_decode_output", encoder_res.shape[0]
-    encoder, decoder, this = (
-        a.reshape(-1) for a in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time)
+    encoder, decoder, this, starts = (
+        a.reshape(-1) for a in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time, cu_seq_q)
     )
     slots = np.flatnonzero((encoder == 0) & (decoder > 0))
     for b in slots:
         within = 0 <= this[b] <= max_token
         check(within, name, "max_token", f"at least {this[b]} for slot {b}", max_token)
-        inside = 0 <= cu_seq_q[b] <= tokens - this[b]
-        check(inside, name, "cu_seq_q", f"rows in [0, {tokens})", f"{cu_seq_q[b]} + {this[b]}")
+        inside = 0 <= starts[b] <= tokens - this[b]
+        check(inside, name, "cu_seq_q", f"rows in [0, {tokens})", f"{starts[b]} + {this[b]}")
     for b in slots:
-        rows = slice(cu_seq_q[b], cu_seq_q[b] + this[b])
+        rows = slice(starts[b], starts[b] + this[b])
         encoder_res[rows] = decoder_res[rows]

@@ -48,11 +48,12 @@ def text_image_gather_scatter(
 
     Otherwise the reverse, into input[t]. Tokens of other types are skipped and their rows stay.
     input [T, H], text_input [Tt, H], image_input [Ti, H] float32 | bfloat16 | float16, alike, any H;
-    types and indices int32 [T]. An index outside its buffer, on a token of its type: ValueError before
-    anything is written. With a repeated index in a scatter the last token wins.
+    types and indices int32 [T] or [T, 1]. An index outside its buffer, on a token of its type: ValueError
+    before anything is written. With a repeated index in a scatter the last token wins.
     Specification ops-attention-kv §1.
     """
-    sides = ((0, text_input, text_index, "text_index"), (1, image_input, image_index, "image_index"))
+    text, image = text_index.reshape(-1), image_index.reshape(-1)
+    sides = ((0, text_input, text, "text_index"), (1, image_input, image, "image_index"))
     chosen = [np.flatnonzero(token_type_ids == kind) for kind in (0, 1)]
     for tokens, (_, buffer, index, argument) in zip(chosen, sides, strict=True):
         check_range("text_image_gather_scatter", argument, index[tokens], 0, buffer.shape[0])

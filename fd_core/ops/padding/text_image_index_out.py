@@ -29,8 +29,9 @@ def text_image_index_out(token_type_ids: In, text_index: InOut, image_index: InO
     """text_index[t] = text tokens (type 0) before t; image_index[t] = image tokens (type 1) before t.
 
     Written only where t is of that type; tokens of other types (padding) count for neither and leave
-    both untouched. int32 [T] each. Specification ops-attention-kv §1.
+    both untouched. int32 [T] or [T, 1] each. Specification ops-attention-kv §1.
     """
-    for kind, index in ((0, text_index), (1, image_index)):
-        of_kind = token_type_ids == kind
+    kinds = token_type_ids.reshape(-1)
+    for kind, index in ((0, text_index.reshape(-1)), (1, image_index.reshape(-1))):
+        of_kind = kinds == kind
         index[of_kind] = np.arange(np.count_nonzero(of_kind))

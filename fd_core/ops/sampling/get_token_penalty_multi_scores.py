@@ -62,7 +62,11 @@ def _counts(generated: Array, vocab: int) -> Array:
     return np.bincount(inside, minlength=vocab).astype(np.float32)
 
 
-@op(family="sampling", cases=CASES, tolerance=TOLERANCE, rows=("logits",))
+PER_ROW = ("pre_ids", "prompt_ids", "prompt_len", "logits", "penalty_scores", "frequency_scores")
+PER_ROW += ("presence_scores", "temperatures", "bad_tokens", "bad_tokens_len", "cur_len", "min_len")
+
+
+@op(family="sampling", cases=CASES, tolerance=TOLERANCE, rows=PER_ROW)
 def get_token_penalty_multi_scores(
     pre_ids: In,
     prompt_ids: In,

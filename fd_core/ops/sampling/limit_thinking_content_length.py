@@ -72,20 +72,21 @@ def limit_thinking_content_length(
        token becomes eos[0] after max_reply_lens tokens (status stays base + max_reply_lens), else
        status += 1.
 
-    max_reply_lens, limit_status [n] int32; inject_token_ids [I] int64; eos_token_ids int64, at least one;
-    the rest as in limit_thinking_content_length_v1.
+    max_reply_lens, limit_status [n] or [n, 1] int32; inject_token_ids [I] int64; eos_token_ids int64,
+    at least one; the rest as in limit_thinking_content_length_v1.
     """
     inject, eos = inject_token_ids.reshape(-1), eos_token_ids.reshape(-1)
     done = inject.size + 1 if inject.size else 1
     tokens, steps = next_tokens.reshape(-1), step_idx.reshape(-1)
-    for b, (think, reply) in enumerate(zip(max_think_lens, max_reply_lens, strict=True)):
-        if stop_flags[b] or (think < 0 and reply < 0):
+    statuses, stopped, replies = (a.reshape(-1) for a in (limit_status, stop_flags, max_reply_lens))
+    for b, (think, reply) in enumerate(zip(max_think_lens.reshape(-1), replies, strict=True)):
+        if stopped[b] or (think < 0 and reply < 0):
             continue
-        token, before = tokens[b], max(0, int(limit_status[b]))
+        token, before = tokens[b], max(0, int(statuses[b]))
         status = before
         if status == 0 and token == think_end_id:
             status = done
-            max_reply_lens[b] += 2 if reply >= 0 else 0
+            replies[b] += 2 if reply >= 0 else 0
         if think >= 0 and status <= done:
             if status == 0 and (think == 0 or steps[b] == think):
                 status = 1 if inject.size else done
@@ -94,5 +95,5 @@ def limit_thinking_content_length(
             if 1 <= status <= inject.size:
                 token, status = inject[status - 1], status + 1
         if reply >= 0 and not status == done > before:
-            token, status = _reply(token, status, max_reply_lens[b], done, eos[0])
-        tokens[b], limit_status[b] = token, status
+            token, status = _reply(token, status, replies[b], done, eos[0])
+        tokens[b], statuses[b] = token, status

@@ -47,16 +47,17 @@ def limit_thinking_content_length_v1(
     end token becomes think_end_id too, status 1, and the slot runs on (stop flag cleared).
     Then status < 2 and token == think_end_id: status 2.
 
-    next_tokens, step_idx [n, 1] int64 (step_idx = tokens generated before this one); max_think_lens,
-    limit_think_status [n] int32; stop_flags [n] bool; eos_token_ids int64 of any shape.
+    next_tokens, step_idx int64 (step_idx = tokens generated before this one), max_think_lens,
+    limit_think_status int32, stop_flags bool: [n] or [n, 1] each; eos_token_ids int64 of any shape.
     """
     tokens, steps = next_tokens.reshape(-1), step_idx.reshape(-1)
+    status, stopped = limit_think_status.reshape(-1), stop_flags.reshape(-1)
     for b, limit in enumerate(max_think_lens.reshape(-1)):
-        if limit < 0 or (limit_think_status[b] == 2 and stop_flags[b]):
+        if limit < 0 or (status[b] == 2 and stopped[b]):
             continue
-        if limit_think_status[b] < 1 and (steps[b] >= limit or tokens[b] in eos_token_ids):
+        if status[b] < 1 and (steps[b] >= limit or tokens[b] in eos_token_ids):
             if steps[b] < limit:
-                stop_flags[b] = False
-            tokens[b], limit_think_status[b] = think_end_id, 1
-        if limit_think_status[b] < 2 and tokens[b] == think_end_id:
-            limit_think_status[b] = 2
+                stopped[b] = False
+            tokens[b], status[b] = think_end_id, 1
+        if status[b] < 2 and tokens[b] == think_end_id:
+            status[b] = 2

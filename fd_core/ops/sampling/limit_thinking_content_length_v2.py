@@ -39,13 +39,14 @@ def limit_thinking_content_length_v2(
     Shapes and types as in limit_thinking_content_length_v1.
     """
     tokens, steps = next_tokens.reshape(-1), step_idx.reshape(-1)
+    status, stopped = limit_think_status.reshape(-1), stop_flags.reshape(-1)
     forced = {0: (line_break_id, 1), 1: (think_end_id, 1), 2: (line_break_id, 1), 3: (line_break_id, 2)}
     for b, limit in enumerate(max_think_lens.reshape(-1)):
-        if limit < 0 or (limit_think_status[b] == 3 and stop_flags[b]):
+        if limit < 0 or (status[b] == 3 and stopped[b]):
             continue
         past = int(steps[b]) - int(limit)
-        if limit_think_status[b] <= 1 and past in forced:
-            tokens[b], limit_think_status[b] = forced[past]
-        natural = limit_think_status[b] == 0 and tokens[b] == think_end_id
-        if limit_think_status[b] == 2 or natural:
-            limit_think_status[b] = 3
+        if status[b] <= 1 and past in forced:
+            tokens[b], status[b] = forced[past]
+        natural = status[b] == 0 and tokens[b] == think_end_id
+        if status[b] == 2 or natural:
+            status[b] = 3

@@ -27,7 +27,8 @@ def _case(rows: int, vocab: int, top_k: bool, keyed: bool = False) -> Case:
             "positions": np.arange(rows, dtype=np.int64) if keyed else None,
         }
 
-    return Case(f"{rows}x{vocab}-k{top_k:d}-keyed{keyed:d}", args, (float32,))
+    coupled = "" if keyed else "row r draws from stream r of one seed"
+    return Case(f"{rows}x{vocab}-k{top_k:d}-keyed{keyed:d}", args, (float32,), coupled=coupled)
 
 
 CASES = [_case(0, 3, False), _case(3, 1, True), _case(30, 40, False), _case(30, 1000, True)]
@@ -48,19 +49,21 @@ def rejection_top_p_sampling(
 
     probs [n, V] float32, not necessarily summing to 1, entries above 1 count as 1; top_p [n] or
     [n, 1] float32 (>= 1: everything, <= 0: the argmax); top_k [n] or [n, 1] int64 or None, off at
-    <= 0; samples [n, 1] int64. Both filters look at the original values (joint); ties stay together.
+    <= 0; samples [n, 1] or [n] int64. Both filters look at the original values (joint); ties stay
+    together.
 
     Random numbers: Philox4x32-10 with key = seed >= 0 and one stream per row, so a seed gives the
-    same draws at every call. With row_seeds and positions [n] int64 (ours, both or neither) row r is
-    keyed by (row_seeds[r], positions[r]) and its draw does not depend on the batch. The -1 that means
-    "take the device's generator" is resolved by the caller, who owns the generator.
+    same draws at every call. With row_seeds and positions [n] or [n, 1] int64 (ours, both or
+    neither) row r is keyed by (row_seeds[r], positions[r]) and its draw does not depend on the batch.
+    The -1 that means "take the device's generator" is resolved by the caller, who owns the generator.
     """
+    drawn = samples.reshape(-1)
     for r, row in enumerate(probs):
         key = (
             (seed, 0, r)
             if row_seeds is None or positions is None
-            else (int(row_seeds[r]), int(positions[r]), 0)
+            else (int(row_seeds.reshape(-1)[r]), int(positions.reshape(-1)[r]), 0)
         )
         k = 0 if top_k is None else int(top_k.reshape(-1)[r])
         off = np.float32(0)
-        samples[r] = sample(row, k, top_p.reshape(-1)[r], off, False, philox_bits(*key))
+        drawn[r] = sample(row, k, top_p.reshape(-1)[r], off, False, philox_bits(*key))

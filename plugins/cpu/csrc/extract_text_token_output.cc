@@ -11,7 +11,7 @@ constexpr const char* kOp = "extract_text_token_output";
 void extract_text_token_output(Tensor max_seq_len, Tensor max_seq_len_index,
                                Tensor mm_token_num_len, Tensor seq_lens_this_time,
                                Tensor cu_seqlens_q, Tensor hidden_states, Tensor out) {
-  const int64_t batch = seq_lens_this_time.numel();
+  const int64_t batch = Check{kOp, "seq_lens_this_time", seq_lens_this_time}.slot_count();
   const int32_t longest = *lens_of(kOp, "max_seq_len", max_seq_len, 1);
   const int32_t index = *lens_of(kOp, "max_seq_len_index", max_seq_len_index, 1);
   const int32_t images = *lens_of(kOp, "mm_token_num_len", mm_token_num_len, 1);

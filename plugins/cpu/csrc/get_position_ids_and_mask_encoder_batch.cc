@@ -36,7 +36,7 @@ void number(const Slots& slots, P* position) {
 
 void get_position_ids_and_mask_encoder_batch(Tensor seq_lens_encoder, Tensor seq_lens_decoder,
                                              Tensor seq_lens_this_time, Tensor position_ids) {
-  const int64_t batch = seq_lens_encoder.numel();
+  const int64_t batch = Check{kOp, "seq_lens_encoder", seq_lens_encoder}.slot_count();
   const Slots slots{batch, lens_of(kOp, "seq_lens_encoder", seq_lens_encoder, batch),
                     lens_of(kOp, "seq_lens_decoder", seq_lens_decoder, batch),
                     lens_of(kOp, "seq_lens_this_time", seq_lens_this_time, batch)};

@@ -116,7 +116,7 @@ void process_row(const Args& a, int64_t row) {
 }
 
 void check_scores(const char* arg, Tensor t, const Args& a) {
-  Check{kOp, arg, t}.numel(a.pre_ids.size(0)).contiguous();
+  Check{kOp, arg, t}.slots(a.pre_ids.size(0)).contiguous();
   if (!is<float>(t)) Check{kOp, arg, t}.same_dtype(a.logits);
 }
 
@@ -125,7 +125,7 @@ void check_ids(const char* arg, Tensor t, int rank) {
 }
 
 void check_slots(const char* arg, Tensor t, const Args& a) {
-  Check{kOp, arg, t}.numel(a.pre_ids.size(0)).dtype<int64_t>("int64").contiguous();
+  Check{kOp, arg, t}.slots(a.pre_ids.size(0)).dtype<int64_t>("int64").contiguous();
 }
 
 void check(const Args& a) {
@@ -141,7 +141,7 @@ void check(const Args& a) {
   check_scores("penalty_scores", a.penalty, a);
   check_scores("frequency_scores", a.frequency, a);
   check_scores("presence_scores", a.presence, a);
-  Check{kOp, "temperatures", a.temperature}.numel(slots).dtype<float>("float32").contiguous();
+  Check{kOp, "temperatures", a.temperature}.slots(slots).dtype<float>("float32").contiguous();
   check_ids("bad_tokens", a.bad_tokens, 2);
   Check{kOp, "bad_tokens", a.bad_tokens}.dim(0, slots);
   check_slots("bad_tokens_len", a.bad_tokens_len, a);

@@ -51,8 +51,8 @@ void limit_thinking_content_length(Tensor next_tokens, Tensor max_think_lens, Te
                                    Tensor step_idx, Tensor limit_status, Tensor stop_flags,
                                    Tensor eos_token_ids, Tensor inject_token_ids,
                                    int64_t think_end_id, bool splitwise_role_is_decode) {
-  Check{kOp, "next_tokens", next_tokens}.dtype<int64_t>("int64").contiguous();
-  const int64_t n = next_tokens.numel();
+  const Check tokens{kOp, "next_tokens", next_tokens};
+  const int64_t n = tokens.dtype<int64_t>("int64").contiguous().slot_count();
   const int32_t* max_think = slots<int32_t>(kOp, "max_think_lens", max_think_lens, n, "int32");
   int32_t* max_reply = slots<int32_t>(kOp, "max_reply_lens", max_reply_lens, n, "int32");
   const int64_t* step = slots<int64_t>(kOp, "step_idx", step_idx, n, "int64");

@@ -6,8 +6,8 @@ void limit_thinking_content_length_v2(Tensor next_tokens, Tensor max_think_lens,
                                       Tensor limit_think_status, Tensor stop_flags,
                                       int64_t think_end_id, int64_t line_break_id) {
   const char* op = "limit_thinking_content_length_v2";
-  Check{op, "next_tokens", next_tokens}.dtype<int64_t>("int64").contiguous();
-  const int64_t n = next_tokens.numel();
+  const Check tokens{op, "next_tokens", next_tokens};
+  const int64_t n = tokens.dtype<int64_t>("int64").contiguous().slot_count();
   const int32_t* limit = slots<int32_t>(op, "max_think_lens", max_think_lens, n, "int32");
   const int64_t* step = slots<int64_t>(op, "step_idx", step_idx, n, "int64");
   int32_t* status = slots<int32_t>(op, "limit_think_status", limit_think_status, n, "int32");

@@ -29,7 +29,7 @@ void merge_prefill_decode_output(Tensor encoder_res, Tensor decoder_res, Tensor 
   Check{kOp, "encoder_res", encoder_res}.rank(2).dim(1, head_num * head_dim);
   dispatch_float(kOp, "encoder_res", encoder_res, [](auto) {});
   Check{kOp, "decoder_res", decoder_res}.same_shape(encoder_res).same_dtype(encoder_res);
-  const int64_t batch = seq_lens_encoder.numel();
+  const int64_t batch = Check{kOp, "seq_lens_encoder", seq_lens_encoder}.slot_count();
   const Slots slots{lens_of(kOp, "seq_lens_encoder", seq_lens_encoder, batch),
                     lens_of(kOp, "seq_lens_decoder", seq_lens_decoder, batch),
                     lens_of(kOp, "seq_lens_this_time", seq_lens_this_time, batch),

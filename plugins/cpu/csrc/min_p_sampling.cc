@@ -7,7 +7,7 @@ void min_p_sampling(Tensor probs, Tensor min_p, Tensor renorm_probs) {
   const char* op = "min_p_sampling";
   Check{op, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
   const int64_t n = probs.size(0), width = probs.size(1);
-  Check{op, "min_p", min_p}.numel(n).dtype<float>("float32").contiguous();
+  Check{op, "min_p", min_p}.slots(n).dtype<float>("float32").contiguous();
   Check{op, "renorm_probs", renorm_probs}.same_shape(probs).dtype<float>("float32");
   Check{op, "renorm_probs", renorm_probs}.inner_contiguous();
   const float* m = min_p.data<float>();

@@ -7,7 +7,7 @@ namespace {
 constexpr const char* kOp = "rejection_top_p_sampling";
 
 void check_ids(const char* arg, Tensor t, int64_t n) {
-  Check{kOp, arg, t}.numel(n).dtype<int64_t>("int64").contiguous();
+  Check{kOp, arg, t}.slots(n).dtype<int64_t>("int64").contiguous();
 }
 
 const int64_t* check_optional(const char* arg, OptTensor t, int64_t n) {
@@ -21,7 +21,7 @@ void rejection_top_p_sampling(Tensor probs, Tensor top_p, OptTensor top_k, int64
                               OptTensor row_seeds, OptTensor positions, Tensor samples) {
   Check{kOp, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
   const int64_t n = probs.size(0), width = probs.size(1), step = probs.stride(0);
-  Check{kOp, "top_p", top_p}.numel(n).dtype<float>("float32").contiguous();
+  Check{kOp, "top_p", top_p}.slots(n).dtype<float>("float32").contiguous();
   const int64_t* k = check_optional("top_k", top_k, n);
   const int64_t* seeds = check_optional("row_seeds", row_seeds, n);
   const int64_t* pos = check_optional("positions", positions, n);

@@ -83,7 +83,7 @@ struct Slot {
 };
 
 void check_slots(const char* arg, Tensor t, int64_t slots) {
-  Check{kOp, arg, t}.numel(slots).dtype<int64_t>("int64").contiguous();
+  Check{kOp, arg, t}.slots(slots).dtype<int64_t>("int64").contiguous();
 }
 
 void check_lists(const Args& a, int64_t slots) {
@@ -93,18 +93,18 @@ void check_lists(const Args& a, int64_t slots) {
   Check{kOp, "stop_seqs_len", a.stop_seqs_len}.dtype<int32_t>("int32").contiguous();
   Check{kOp, "stop_token_ids", a.stop_token_ids}.rank(2).dim(0, slots).dtype<int64_t>("int64");
   Check{kOp, "stop_token_ids", a.stop_token_ids}.contiguous();
-  Check{kOp, "stop_token_ids_len", a.stop_token_ids_len}.numel(slots).dtype<int32_t>("int32");
+  Check{kOp, "stop_token_ids_len", a.stop_token_ids_len}.slots(slots).dtype<int32_t>("int32");
   Check{kOp, "stop_token_ids_len", a.stop_token_ids_len}.contiguous();
 }
 
 void check(const Args& a) {
   Check{kOp, "stop_flags", a.stop_flags}.dtype<bool>("bool").contiguous();
-  const int64_t slots = a.stop_flags.numel();
-  Check{kOp, "topk_ids", a.topk_ids}.dtype<int64_t>("int64").contiguous();
+  const int64_t slots = Check{kOp, "stop_flags", a.stop_flags}.slot_count();
+  Check{kOp, "topk_ids", a.topk_ids}.dtype<int64_t>("int64").contiguous().slot_count();
   if (a.topk_ids.numel() > slots)
     fail("ValueError", kOp, ".topk_ids: want at most ", slots, " rows (slots), have ",
          shape_text(a.topk_ids));
-  Check{kOp, "seq_lens", a.seq_lens}.dtype<int32_t>("int32").contiguous();
+  Check{kOp, "seq_lens", a.seq_lens}.dtype<int32_t>("int32").contiguous().slot_count();
   if (a.seq_lens.numel() < a.topk_ids.numel())
     fail("ValueError", kOp, ".seq_lens: want at least ", a.topk_ids.numel(), " elements, have ",
          shape_text(a.seq_lens));

@@ -38,8 +38,8 @@ void set_value_by_flags_and_idx(Tensor pre_ids_all, Tensor input_ids, Tensor seq
       .dtype<int64_t>("int64")
       .inner_contiguous();
   lens_of(kOp, "seq_lens_this_time", seq_lens_this_time, batch);
-  Check{kOp, "step_idx", step_idx}.numel(batch).dtype<int64_t>("int64").contiguous();
-  Check{kOp, "stop_flags", stop_flags}.numel(batch).dtype<bool>("bool").contiguous();
+  Check{kOp, "step_idx", step_idx}.slots(batch).dtype<int64_t>("int64").contiguous();
+  Check{kOp, "stop_flags", stop_flags}.slots(batch).dtype<bool>("bool").contiguous();
   const Slots slots{lens_of(kOp, "seq_lens_encoder", seq_lens_encoder, batch),
                     lens_of(kOp, "seq_lens_decoder", seq_lens_decoder, batch),
                     step_idx.data<int64_t>(), stop_flags.data<bool>()};

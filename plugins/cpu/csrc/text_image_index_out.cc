@@ -4,7 +4,7 @@ namespace fd {
 
 void text_image_index_out(Tensor token_type_ids, Tensor text_index, Tensor image_index) {
   const char* op = "text_image_index_out";
-  const int64_t tokens = token_type_ids.numel();
+  const int64_t tokens = Check{op, "token_type_ids", token_type_ids}.slot_count();
   const int32_t* types = lens_of(op, "token_type_ids", token_type_ids, tokens);
   lens_of(op, "text_index", text_index, tokens);
   lens_of(op, "image_index", image_index, tokens);

@@ -21,7 +21,7 @@ void top_k_renorm_probs(Tensor probs, Tensor top_k, Tensor renorm_probs) {
   const char* op = "top_k_renorm_probs";
   Check{op, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
   const int64_t n = probs.size(0), width = probs.size(1);
-  Check{op, "top_k", top_k}.numel(n).dtype<int64_t>("int64").contiguous();
+  Check{op, "top_k", top_k}.slots(n).dtype<int64_t>("int64").contiguous();
   Check{op, "renorm_probs", renorm_probs}.same_shape(probs).dtype<float>("float32");
   Check{op, "renorm_probs", renorm_probs}.inner_contiguous();
   const int64_t* k = top_k.data<int64_t>();

@@ -64,6 +64,18 @@ struct Check {
       fail("ValueError", op, ".", arg, ": want ", n, " elements, have ", shape_text(t));
     return *this;
   }
+  // A vector with one element per slot: [n], or [n, 1] as a column. Any other rank is refused.
+  const Check& slots(int64_t n) const {
+    if (slot_count() != n)
+      fail("ValueError", op, ".", arg, ": want ", n, " elements, [", n, "] or [", n, ", 1], have ",
+           shape_text(t));
+    return *this;
+  }
+  int64_t slot_count() const {
+    if (t.ndim() != 1 && (t.ndim() != 2 || t.size(1) != 1))
+      fail("ValueError", op, ".", arg, ": want [n] or [n, 1], have ", shape_text(t));
+    return t.size(0);
+  }
   const Check& same_shape(const Tensor& other) const {
     rank(other.ndim());
     for (int i = 0; i < other.ndim(); ++i) dim(i, other.size(i));

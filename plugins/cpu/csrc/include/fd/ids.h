@@ -32,7 +32,7 @@ inline const Ids& check_range(const char* op, const char* arg, const Ids& ids, i
 
 // A length vector of `slots` int32 elements, [slots] or [slots, 1].
 inline const int32_t* lens_of(const char* op, const char* arg, const Tensor& t, int64_t slots) {
-  Check{op, arg, t}.dtype<int32_t>("int32").numel(slots).contiguous();
+  Check{op, arg, t}.dtype<int32_t>("int32").slots(slots).contiguous();
   return t.data<int32_t>();
 }
 

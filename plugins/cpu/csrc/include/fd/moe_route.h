@@ -107,6 +107,9 @@ inline void check_top_k(const char* op, int64_t k, int64_t experts) {
 inline const float* bias_of(const char* op, const char* arg, OptTensor bias, int64_t experts) {
   if (!bias) return nullptr;
   Check{op, arg, bias}.dtype<float>("float32").numel(experts).contiguous();
+  if (bias.ndim() == 0 || bias.size(-1) != experts)
+    fail("ValueError", op, ".", arg, ": want [", experts, "] or [1, ", experts, "], have ",
+         shape_text(bias));
   return bias.data<float>();
 }
 

@@ -6,10 +6,10 @@
 
 namespace fd {
 
-// Per-slot vectors of `n` elements, any shape.
+// Per-slot vectors, [n] or [n, 1].
 template <typename T>
 T* slots(const char* op, const char* arg, Tensor t, int64_t n, const char* dtype) {
-  Check{op, arg, t}.numel(n).dtype<T>(dtype).contiguous();
+  Check{op, arg, t}.slots(n).dtype<T>(dtype).contiguous();
   return t.data<T>();
 }
 
