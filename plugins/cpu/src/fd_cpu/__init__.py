@@ -33,8 +33,9 @@ def fd_quant_methods(device: DeviceInfo) -> list[type[QuantMethod]]:
     if device.device.type != "cpu":
         return []
     from fd_cpu.quant import PackedLinear
+    from fd_cpu.quant_integer import METHODS
 
-    return [PackedLinear]
+    return [PackedLinear, *METHODS]
 
 
 @hookimpl

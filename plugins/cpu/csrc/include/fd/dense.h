@@ -40,9 +40,10 @@ struct Sink {
   int64_t columns;
   const char* bias;  // null: none
   Kind bias_kind;
+  const float* scale = nullptr;  // multiplies the sums of each column; null: one
 
   void write(int64_t row, int64_t rows, int64_t panel, const float* c, int64_t ldc) const {
-    vf add[2] = {};
+    vf add[2] = {}, times[2] = {splat(1.0f), splat(1.0f)};
     const int64_t first = panel * kPanel;
     const int n = static_cast<int>(std::min<int64_t>(kPanel, columns - first));
     if (bias != nullptr)
@@ -51,18 +52,22 @@ struct Sink {
         add[0] = load_tail(b, std::min(n, 16));
         if (n > 16) add[1] = load_tail(b + 16, n - 16);
       });
+    if (scale != nullptr) {
+      times[0] = load_tail(scale + first, std::min(n, 16));
+      if (n > 16) times[1] = load_tail(scale + first + 16, n - 16);
+    }
     with_kind(kind, [&](auto tag) {
       auto* o = reinterpret_cast<decltype(tag)*>(out) + row * stride + first;
-      for (int64_t r = 0; r < rows; ++r) write_row(o + r * stride, c + r * ldc, add, n);
+      for (int64_t r = 0; r < rows; ++r) write_row(o + r * stride, c + r * ldc, times, add, n);
     });
   }
 
  private:
   template <typename T>
-  static void write_row(T* out, const float* c, const vf* add, int n) {
+  static void write_row(T* out, const float* c, const vf* times, const vf* add, int n) {
     for (int half = 0; half < 2; ++half) {
       const int left = n - 16 * half;
-      const vf sum = load16(c + 16 * half) + add[half];
+      const vf sum = load16(c + 16 * half) * times[half] + add[half];
       if (left >= 16)
         store16(out + 16 * half, sum);
       else if (left > 0)

@@ -1,0 +1,178 @@
+// Products of int8 rows with quantised panels: int32 sums within a group, float32 across groups.
+// The sums are exact and the groups are added in order, so nothing depends on the batch.
+#pragma once
+#include "fd/quant_rows.h"
+#include "fd/quant_stream.h"
+
+namespace fd {
+namespace gemm {
+
+constexpr int64_t kCodesAtOnce = 384
+                                 << 10;  // bytes of activations that share one pass over weights
+
+// How a tile of R rows uses the registers: P panels at once, U units of each.
+constexpr int dot_units(int rows) {
+  int n = 1;
+  while (n < 4 * kDotUnits && 2 * n * rows <= kDotAccumulators) n *= 2;
+  return n;
+}
+constexpr int dot_units_at_once(int rows) {
+  return dot_units(rows) < kDotUnits ? dot_units(rows) : kDotUnits;
+}
+constexpr int dot_panels_at_once(int rows) { return dot_units(rows) / dot_units_at_once(rows); }
+
+struct IntJob {
+  int64_t first, rows;
+  QuantRows x;
+  int64_t quads;  // of a group
+  const uint8_t* w;
+  int64_t panel_bytes, group_bytes;
+  Sink sink;
+};
+
+// sums[R][P * 32] = codes of x * codes of one group of P panels.
+template <typename W, int P, int U, int R>
+void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w, int32_t* sums) {
+  const Code* x = job.x.at(row, g);
+  for (int sub = 0; sub < kDotUnits; sub += U) {
+    DotSum acc[P][U][R];
+#pragma GCC unroll 32
+    for (int i = 0; i < P * U * R; ++i) {
+      const int r = i % R;
+      const int32_t sum = job.x.sums[(row + r) * job.x.groups + g];
+      acc[i / (U * R)][i / R % U][r] = dot_start(-W::kLift * sum);
+    }
+    int64_t at = g * job.group_bytes + W::kHeader;
+    for (int64_t q = 0; q < job.quads; ++q, at += W::kQuadBytes)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        if (sub == 0) __builtin_prefetch(w[p] + at + kAhead / P);
+        if (sub == 0 && W::kQuadBytes > 64) __builtin_prefetch(w[p] + at + kAhead / P + 64);
+#pragma GCC unroll 32
+        for (int i = 0; i < U * R; ++i)
+          acc[p][i % U][i / U] = dot(acc[p][i % U][i / U], W::load(w[p] + at, sub + i % U),
+                                     dot_quad(x + i / U * job.x.stride + q * kQuad));
+      }
+#pragma GCC unroll 32
+    for (int i = 0; i < P * U * R; ++i)
+      dot_store(sums + i % R * P * kPanel + i / (U * R) * kPanel + (sub + i / R % U) * kDotColumns,
+                acc[i / (U * R)][i / R % U][i % R]);
+  }
+}
+
+// c (+)= sums * scales of the group; int8 panels have none here.
+inline void add_sums(const Int8Dot&, const int32_t* sums, int rows, int P, const uint8_t* const*,
+                     float* c) {
+  for (int i = 0; i < rows * P * kPanel; i += kLanes)
+    store16(c + i, __builtin_convertvector(load_as<vi>(sums + i), vf));
+}
+inline void add_sums(const Int4Dot&, const int32_t* sums, int rows, int P,
+                     const uint8_t* const* headers, float* c) {
+  for (int p = 0; p < P; ++p) {
+    const vu both = load_as<vu>(headers[p]);
+    const vf scales[2] = {reinterpret_cast<vf>(both << 16),
+                          reinterpret_cast<vf>(both & 0xffff0000u)};
+    for (int r = 0; r < rows; ++r)
+      for (int half = 0; half < 2; ++half) {
+        const int64_t at = (r * P + p) * kPanel + 16 * half;
+        const vf sum = __builtin_convertvector(load_as<vi>(sums + at), vf);
+        store16(c + at, load16(c + at) + sum * scales[half]);
+      }
+  }
+}
+
+// R rows from `row` on and the P panels `ids`: to the output.
+template <typename W, int P, int R>
+void dot_block(const IntJob& job, int64_t row, const int64_t* ids) {
+  alignas(64) int32_t sums[R * P * kPanel];
+  alignas(64) float c[R * P * kPanel] = {};
+  const uint8_t* w[P];
+  for (int p = 0; p < P; ++p) w[p] = job.w + ids[p] * job.panel_bytes;
+  for (int64_t g = 0; g < job.x.groups; ++g) {
+    dot_tile<W, P, dot_units_at_once(R), R>(job, row, g, w, sums);
+    const uint8_t* headers[P];
+    for (int p = 0; p < P; ++p) headers[p] = w[p] + g * job.group_bytes;
+    add_sums(W{}, sums, R, P, headers, c);
+  }
+  for (int r = 0; r < R; ++r)
+    for (int i = r * P * kPanel; i < (r + 1) * P * kPanel; i += kLanes)
+      store16(c + i, load16(c + i) * job.x.scales[row + r]);
+  for (int p = 0; p < P; ++p) job.sink.write(row, R, ids[p], c + p * kPanel, P * kPanel);
+}
+
+using DotBlock = void (*)(const IntJob& job, int64_t row, const int64_t* ids);
+
+// Blocks by row count, 1 .. kDotRows: several panels at once, or one.
+template <typename W>
+struct DotBlocks {
+  DotBlock wide[kDotRows + 1]{}, narrow[kDotRows + 1]{};
+
+  constexpr DotBlocks() { fill(std::make_integer_sequence<int, kDotRows>{}); }
+
+ private:
+  template <int... R>
+  constexpr void fill(std::integer_sequence<int, R...>) {
+    ((wide[R + 1] = dot_block<W, dot_panels_at_once(R + 1), R + 1>), ...);
+    ((narrow[R + 1] = dot_block<W, 1, R + 1>), ...);
+  }
+};
+
+template <typename W>
+inline constexpr DotBlocks<W> kDotBlocks;
+
+template <typename W>
+void dot_rows(const IntJob& job, const int64_t* ids, int P) {
+  const int64_t blocks = (job.rows + kDotRows - 1) / kDotRows;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t r0 = job.rows * b / blocks, r1 = job.rows * (b + 1) / blocks;
+    (P == 1 ? kDotBlocks<W>.narrow : kDotBlocks<W>.wide)[r1 - r0](job, job.first + r0, ids);
+  }
+}
+
+// Ranges of panels by the work in them: a quarter of what the same sums cost in floats.
+inline int64_t dot_ranges(const IntJob& job, int64_t panels) {
+  Job like{0, job.rows / 4, job.x.groups * job.x.group, {}, job.sink};
+  return stream_ranges(like, panels);
+}
+
+template <typename W>
+void run_dots(const IntJob& job) {
+  const int64_t count = panels_of(job.sink.columns);
+  const int64_t bytes = job.x.stride * static_cast<int64_t>(sizeof(Code));
+  const int64_t at_once = std::max<int64_t>(8 * kDotRows, kCodesAtOnce / bytes);
+  const int64_t passes = (job.rows + at_once - 1) / at_once, ranges = dot_ranges(job, count);
+  parallel_cells(ranges * passes, [&](int64_t cell, int64_t) {
+    IntJob part = job;
+    const int64_t range = cell / passes, pass = cell % passes;
+    part.first = job.rows * pass / passes;
+    part.rows = job.rows * (pass + 1) / passes - part.first;
+    const int wide = part.rows <= kDotRows ? dot_panels_at_once(static_cast<int>(part.rows)) : 1;
+    for_streams(count * range / ranges, count * (range + 1) / ranges, wide,
+                [&](const int64_t* ids, int P) { dot_rows<W>(part, ids, P); });
+  });
+}
+
+// All rows of x, some at a time; `groups` of `group` steps of k, the last one filled up with zeros.
+template <typename W>
+void run_dynamic(const Matrix& x, Sink sink, const uint8_t* w, int64_t group, int64_t quads) {
+  const int64_t chunks = (x.rows + kRowsPacked - 1) / kRowsPacked;
+  char* const out = sink.out;
+  with_kind(x.kind, [&](auto tag) {
+    const auto* from = reinterpret_cast<const decltype(tag)*>(x.data);
+    for (int64_t i = 0; i < chunks; ++i) {
+      const int64_t r0 = x.rows * i / chunks, r1 = x.rows * (i + 1) / chunks;
+      with_kind(sink.kind, [&](auto o) { sink.out = out + r0 * sink.stride * sizeof(o); });
+      const QuantRows rows = quantise_rows(from + r0 * x.stride, x.stride, r1 - r0, x.depth, group);
+      const int64_t group_bytes = W::kHeader + quads * W::kQuadBytes;
+      run_dots<W>({0, r1 - r0, rows, quads, w, rows.groups * group_bytes, group_bytes, sink});
+    }
+  });
+}
+
+inline void check_dot_depth(const char* op, Tensor x) {
+  if (x.size(1) > kMaxDotDepth)
+    fail("ValueError", op, ".x: want at most ", kMaxDotDepth, " columns, have ", shape_text(x));
+}
+
+}  // namespace gemm
+}  // namespace fd

@@ -1,0 +1,137 @@
+// Plain weights to the quantised panels of quant_panels.h.
+#include "fd/quant_panels.h"
+#include "fd/quantise.h"
+
+namespace fd {
+namespace {
+
+using gemm::kPanel;
+using gemm::kQuad;
+
+constexpr int kMaxGroup = 128;
+constexpr int kCandidates = 12;
+
+// One column's codes, four at a time, at `to`; returns its scale.
+template <typename T>
+float pack_int8_column(const T* w, int64_t depth, int8_t* to) {
+  const Scale scale(absmax(w, depth), 127.0f);
+  for (int64_t k = 0; k < depth; k += kLanes) {
+    const int n = static_cast<int>(std::min<int64_t>(kLanes, depth - k));
+    const vf x = n == kLanes ? load16(w + k) : load_tail(w + k, n);
+    const vb codes = __builtin_convertvector(codes16(x, scale.of_floats, 127), vb);
+    const char* from = reinterpret_cast<const char*>(&codes);
+    for (int q = 0; q < n; q += kQuad)
+      std::memcpy(to + (k + q) / kQuad * gemm::kInt8Quad, from + q, kQuad);
+  }
+  return scale.of_codes;
+}
+
+// Sum of squared differences between 16 n floats and their codes under a scale.
+float loss(const vf* x, int n, float scale) {
+  vf sum{};
+  for (int i = 0; i < n; ++i) {
+    const vf away = x[i] - __builtin_convertvector(codes16(x[i], 1.0f / scale, 7), vf) * scale;
+    sum += away * away;
+  }
+  return sum16(sum);
+}
+
+// The bfloat16 scale with the least squared error among absmax / 7 and a little smaller ones:
+// clipping the outermost value often serves the many better. Zero: all codes are.
+float best_scale(const vf* x, int n) {
+  const float most = absmax(reinterpret_cast<const float*>(x), n * kLanes);
+  const float full = Scale(most, 7.0f).of_codes;
+  if (!(full > 0)) return full;
+  float best = to_float(from_float<bf16>(full)), least = loss(x, n, best);
+  for (int i = 1; i < kCandidates; ++i) {
+    const float scale = to_float(from_float<bf16>(full * (1.0f - 0.025f * static_cast<float>(i))));
+    const float error = loss(x, n, scale);
+    if (error < least) best = scale, least = error;
+  }
+  return best;
+}
+
+// Column j of a group: its nibbles into `quads`, which begins zeroed.
+template <typename T>
+float pack_int4_column(const T* w, int64_t depth, int j, uint8_t* quads) {
+  vf x[kMaxGroup / kLanes];
+  const int n = static_cast<int>((depth + kLanes - 1) / kLanes);
+  for (int i = 0; i < n; ++i) {
+    const int left = static_cast<int>(depth) - i * kLanes;
+    x[i] = left >= kLanes ? load16(w + i * kLanes) : load_tail(w + i * kLanes, left);
+  }
+  const float scale = best_scale(x, n);
+  for (int i = 0; i < n; ++i) {
+    const vi codes = codes16(x[i], scale > 0 ? 1.0f / scale : 0.0f, 7);
+    for (int l = 0; l < kLanes; ++l)
+      quads[(i * kLanes + l) / kQuad * gemm::kInt4Quad + j % 16 * kQuad + l % kQuad] |=
+          static_cast<uint8_t>((codes[l] & 15) << (j / 16 * 4));
+  }
+  return scale;
+}
+
+template <typename T>
+void pack_int4_group(const T* w, int64_t stride, int columns, int64_t depth, int64_t bytes,
+                     uint8_t* to) {
+  std::memset(to, 0, static_cast<size_t>(bytes));
+  bf16* scales = reinterpret_cast<bf16*>(to);
+  for (int j = 0; j < columns; ++j) {
+    const float scale = pack_int4_column(w + j * stride, depth, j, to + gemm::kInt4Scales);
+    scales[j % 16 * 2 + j / 16] = from_float<bf16>(scale);
+  }
+}
+
+int columns_of(int64_t panel, int64_t columns) {
+  return static_cast<int>(std::min<int64_t>(kPanel, columns - panel * kPanel));
+}
+
+}  // namespace
+
+// packed [ceil(N / 32), ceil(K / 4), 32, 4] int8 and scale [N] float32 = absmax / 127 of each row
+// of weight [N, K]. A row with a NaN or an infinity: codes zero, scale NaN.
+void pack_int8_weight(Tensor weight, Tensor packed, Tensor scale) {
+  const char* op = "pack_int8_weight";
+  Check{op, "weight", weight}.rank(2).inner_contiguous();
+  const int64_t columns = weight.size(0), depth = weight.size(1);
+  gemm::check_int8(op, packed, scale, depth, columns);
+  dispatch_float(op, "weight", weight, [&](auto tag) {
+    using T = decltype(tag);
+    const T* from = weight.data<T>();
+    int8_t* to = packed.data<int8_t>();
+    float* scales = scale.data<float>();
+    const int64_t stride = weight.stride(0), size = gemm::quads_of(depth) * gemm::kInt8Quad;
+    parallel_for(packed.size(0), 1, [=](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        std::memset(to + p * size, 0, static_cast<size_t>(size));
+        for (int j = 0; j < columns_of(p, columns); ++j)
+          scales[p * kPanel + j] =
+              pack_int8_column(from + (p * kPanel + j) * stride, depth, to + p * size + j * kQuad);
+      }
+    });
+  });
+}
+FD_EXPORT(pack_int8_weight)
+
+// packed [ceil(N / 32), ceil(K / group), bytes of a group] uint8, group 32, 64 or 128 as the last
+// size says. A group with a NaN or an infinity: codes zero, scale NaN.
+void pack_int4_weight(Tensor weight, Tensor packed) {
+  const char* op = "pack_int4_weight";
+  Check{op, "weight", weight}.rank(2).inner_contiguous();
+  const int64_t columns = weight.size(0), depth = weight.size(1);
+  const int64_t group = gemm::check_int4(op, packed, depth, columns);
+  dispatch_float(op, "weight", weight, [&](auto tag) {
+    using T = decltype(tag);
+    const T* from = weight.data<T>();
+    uint8_t* to = packed.data<uint8_t>();
+    const int64_t stride = weight.stride(0), bytes = packed.size(2), groups = packed.size(1);
+    parallel_for(packed.size(0), 1, [=](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p)
+        for (int64_t g = 0; g < groups; ++g)
+          pack_int4_group(from + p * kPanel * stride + g * group, stride, columns_of(p, columns),
+                          std::min(group, depth - g * group), bytes, to + (p * groups + g) * bytes);
+    });
+  });
+}
+FD_EXPORT(pack_int4_weight)
+
+}  // namespace fd

@@ -1,0 +1,145 @@
+"""Method "w8a8": int8 codes of weights and of each token, summed exactly in int32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from integer import (
+    ROWS,
+    SHAPES,
+    Array,
+    bound,
+    check_rows_alone,
+    check_threads,
+    check_what_is_not_finite,
+    check_zeros,
+    int8_weight,
+    layer,
+    make,
+    normal,
+    spec,
+    token_codes,
+)
+
+from fd_core.api import dtype as dt
+from fd_core.api.dtype import DType
+from fd_core.api.tensor import from_numpy
+
+every_type = pytest.mark.parametrize("kind", dt.FLOATS, ids=str)
+every_shape = pytest.mark.parametrize(("depth", "columns"), SHAPES)
+
+
+def product(x: Array, codes: Array, scale: Array) -> Array:
+    """Exact, of the codes of both sides."""
+    tokens, steps = token_codes(x)
+    return (tokens @ codes.astype(np.int64).T) * steps[:, None] * scale.astype(np.float64)
+
+
+@every_type
+@every_shape
+def test_products_are_those_of_both_codes(kind: DType, depth: int, columns: int) -> None:
+    """Four roundings after the exact sum: to float, by two scales, with the bias."""
+    weight, bias = normal(0, (columns, depth), kind), normal(1, (columns,))
+    one = layer(make("w8a8"), weight)
+    codes, scale = int8_weight(one.packed, columns, depth)
+    for rows in ROWS:
+        x = normal(2, (rows, depth))
+        exact = product(x, codes, scale)
+        for shift in (None, bias):
+            want = exact if shift is None else exact + shift
+            limit = 2.0**-22 * np.abs(exact) + 2.0**-23 * np.abs(want) + 1e-30
+            assert (np.abs(one(x, shift) - want) <= limit).all()
+
+
+@every_shape
+def test_near_the_float_product(depth: int, columns: int) -> None:
+    """Half a step of either side at every term."""
+    weight, x = normal(3, (columns, depth)), normal(4, (9, depth))
+    one = layer(make("w8a8"), weight)
+    codes, scale = int8_weight(one.packed, columns, depth)
+    dequantised = codes * scale[:, None].astype(np.float64)
+    _, steps = token_codes(x)
+    away = 0.5 * steps[:, None] * np.abs(dequantised).sum(1) * 1.001
+    want = x.astype(np.float64) @ dequantised.T
+    assert (np.abs(one(x) - want) <= away + bound(x, dequantised, 8)).all()
+
+
+def test_the_largest_sums_are_exact() -> None:
+    """Every code 127 or -127: sums at the limits of int16 pairs and far beyond 2^24."""
+    depth = 65536
+    weight = np.ones((33, depth), np.float32)
+    weight[1] = -1
+    x = np.ones((3, depth), np.float32)
+    x[1] = -1
+    x[2, ::2] = -1
+    got = layer(make("w8a8"), weight)(x)
+    want = np.ones((3, 33)) * np.array([[1], [-1], [0]]) * depth
+    want[:, 1] *= -1
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_a_depth_beyond_int32_is_refused() -> None:
+    method = make("w8a8")
+    assert not method.supports(spec(65537, 8), method.device).ok
+    assert "want at most 65536, have 65537" in str(method.supports(spec(65537, 8), method.device))
+    assert make("wint8").supports(spec(65537, 8), method.device).ok
+
+
+def test_rows_that_are_tiny_count_as_zero() -> None:
+    one, bias = layer(make("w8a8"), normal(5, (40, 64))), normal(6, (40,))
+    x = np.full((3, 64), 1e-38, np.float32)
+    x[2] = 1e-45
+    np.testing.assert_array_equal(one(x, bias), [bias] * 3)
+
+
+@pytest.mark.parametrize("x_type", dt.FLOATS, ids=str)
+def test_other_activation_types(x_type: DType) -> None:
+    one = layer(make("w8a8"), normal(0, (40, 70), dt.bfloat16))
+    x = normal(1, (5, 70), x_type)
+    want = one(x.astype(np.float32))
+    np.testing.assert_array_equal(one(x), want)
+    np.testing.assert_array_equal(one(x, out=x_type), want.astype(x_type.numpy()))
+
+
+def test_rows_do_not_depend_on_the_batch() -> None:
+    check_rows_alone(layer(make("w8a8"), normal(6, (300, 330), dt.bfloat16)), 330)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    check_threads(layer(make("w8a8"), normal(8, (1000, 700), dt.bfloat16)), 700)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinities_stay_in_their_place(value: float) -> None:
+    weight = normal(10, (70, 90))
+    clean = layer(make("w8a8"), weight)
+    weight[41, 7] = value
+    check_what_is_not_finite(layer(make("w8a8"), weight), clean, 41, 90)
+
+
+def test_zeros_are_exact() -> None:
+    weight = normal(13, (50, 100))
+    weight[33] = 0
+    check_zeros(layer(make("w8a8"), weight), 33, 100)
+
+
+def test_empty_depth_gives_the_bias() -> None:
+    one, bias = layer(make("w8a8"), np.empty((5, 0), np.float32)), normal(1, (5,))
+    np.testing.assert_array_equal(one(np.empty((2, 0), np.float32), bias), [bias, bias])
+
+
+def test_refusals() -> None:
+    make("w8a8")
+    from fd_cpu import library
+
+    x, out = from_numpy(np.ones((2, 8), np.float32)), from_numpy(np.ones((2, 3), np.float32))
+    scale = from_numpy(np.ones(3, np.float32))
+    short, codes = (from_numpy(np.ones((1, n, 32, 4), np.int8)) for n in (1, 2))
+    for kernel in ("linear_int8", "linear_int8_dynamic"):
+        call = getattr(library, kernel)
+        with pytest.raises(ValueError, match=rf"{kernel}\.packed: want size 2 in dimension 1"):
+            call(x, short, scale, None, out)
+        with pytest.raises(TypeError, match=rf"{kernel}\.packed: want dtype int8"):
+            call(x, from_numpy(np.ones((1, 2, 32, 4), np.uint8)), scale, None, out)
+        with pytest.raises(ValueError, match=rf"{kernel}\.scale: want size 3"):
+            call(x, codes, from_numpy(np.ones(4, np.float32)), None, out)

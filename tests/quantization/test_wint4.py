@@ -1,0 +1,115 @@
+"""Method "wint4": groups of inputs with a bfloat16 scale each, codes -7 .. 7, float32 products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from integer import (
+    ROWS,
+    SHAPES,
+    bound,
+    check_rows_alone,
+    check_threads,
+    check_what_is_not_finite,
+    check_zeros,
+    int4_weight,
+    layer,
+    make,
+    normal,
+    spec,
+)
+
+from fd_core.api import dtype as dt
+from fd_core.api.dtype import DType
+from fd_core.api.tensor import TensorSpec, empty_host, from_numpy
+
+every_type = pytest.mark.parametrize("kind", dt.FLOATS, ids=str)
+every_shape = pytest.mark.parametrize(("depth", "columns"), SHAPES)
+every_group = pytest.mark.parametrize("group", [32, 64, 128])
+
+
+def spread(scale: Any, depth: int, group: int) -> Any:
+    """The scale of every weight [N, K]."""
+    return np.repeat(scale, group, axis=1)[:, :depth].astype(np.float64)
+
+
+@every_type
+@every_group
+@every_shape
+def test_no_code_is_worse_than_the_plain_rule(kind: DType, group: int, depth: int, columns: int) -> None:
+    """Squared error of every group: at most that of absmax / 7 (its bfloat16 rounding apart)."""
+    weight = normal(0, (columns, depth), kind)
+    codes, scale = int4_weight(layer(make("wint4", group_size=group), weight).packed, columns, depth, group)
+    assert np.abs(codes).max() <= 7
+    wide, steps = weight.astype(np.float64), spread(scale, depth, group)
+    starts = range(0, depth, group)
+    plain = np.stack([np.abs(wide[:, k : k + group]).max(1) / 7 for k in starts], axis=1)
+    plain = plain.astype(np.float32).astype(dt.bfloat16.numpy()).astype(np.float64)
+    simple = np.clip(np.rint(wide / spread(plain, depth, group)), -7, 7) * spread(plain, depth, group)
+    for k in starts:
+        part = slice(k, k + group)
+        ours = ((codes * steps - wide)[:, part] ** 2).sum(1)
+        assert (ours <= ((simple - wide)[:, part] ** 2).sum(1) * (1 + 1e-4) + 1e-12).all()
+
+
+@every_group
+@every_shape
+def test_products_are_those_of_the_codes(group: int, depth: int, columns: int) -> None:
+    weight, bias = normal(0, (columns, depth), dt.bfloat16), normal(1, (columns,))
+    one = layer(make("wint4", group_size=group), weight)
+    codes, scale = int4_weight(one.packed, columns, depth, group)
+    dequantised = codes * spread(scale, depth, group)
+    for rows in ROWS:
+        x = normal(2, (rows, depth))
+        for shift in (None, bias):
+            want = x.astype(np.float64) @ dequantised.T + (0 if shift is None else shift)
+            limit = bound(x, dequantised, depth) + 2.0**-23 * np.abs(want)
+            assert (np.abs(one(x, shift) - want) <= limit).all()
+
+
+def test_the_group_is_an_option() -> None:
+    assert make("wint4").create_weights(spec(100, 33)) == {"weight": TensorSpec((33, 100), dt.bfloat16)}
+    sizes = [layer(make("wint4", group_size=g), normal(0, (32, 128))).packed.nbytes for g in (32, 64, 128)]
+    assert sizes == [2048 + 4 * 64, 2048 + 2 * 64, 2048 + 64]
+    for wrong in (16, 0, -1, "64", 64.0, True):
+        with pytest.raises(ValueError, match=r"'wint4': want group_size 32 \| 64 \| 128, have"):
+            make("wint4", group_size=wrong)
+
+
+@every_group
+def test_rows_do_not_depend_on_the_batch(group: int) -> None:
+    check_rows_alone(layer(make("wint4", group_size=group), normal(6, (300, 330), dt.bfloat16)), 330)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    check_threads(layer(make("wint4"), normal(8, (1000, 700), dt.bfloat16)), 700)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinities_stay_in_their_place(value: float) -> None:
+    weight = normal(10, (70, 90))
+    clean = layer(make("wint4"), weight)
+    weight[41, 7] = value
+    check_what_is_not_finite(layer(make("wint4"), weight), clean, 41, 90)
+
+
+def test_zeros_are_exact() -> None:
+    weight = normal(13, (50, 100))
+    weight[33] = 0
+    check_zeros(layer(make("wint4"), weight), 33, 100)
+
+
+def test_packing_refuses_another_shape() -> None:
+    make("wint4")
+    from fd_cpu import library
+
+    weight = from_numpy(np.ones((3, 70), np.float32))
+    for shape, why in [
+        ((1, 2, 1000), "want groups of 32, 64 or 128"),
+        ((2, 2, 1088), "want size 1 in dimension 0"),
+        ((1, 1, 1088), "want size 2 in dimension 1"),
+    ]:
+        with pytest.raises(ValueError, match=rf"pack_int4_weight\.packed: {why}"):
+            library.pack_int4_weight(weight, empty_host(TensorSpec(shape, dt.uint8)))
