@@ -44,7 +44,8 @@ def _to_host(arg: Any) -> Any:
         return arg
     if arg.storage.on_host:
         return arg.numpy()
-    assert arg.storage.platform is not None
+    if arg.storage.platform is None:
+        raise ValueError(f"oracle: want a tensor of an open device, have one on {arg.device}")
     return arg.storage.platform.to_host(arg)
 
 

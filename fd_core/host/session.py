@@ -41,8 +41,10 @@ class Session:
     ledger: Ledger
 
 
-def open_session(platform: str | None = None, index: int = 0) -> Session:
+def open_session(platform: str | None = None, index: int = 0, fallback: str | None = None) -> Session:
     """Open device `index` of `platform` (None: `FD_PLATFORM`, else the best that is available).
+
+    `fallback`: error, warn or allow; None: `FD_FALLBACK`, else `error` where a platform was named.
 
     Raises PlatformError with the report of every plug-in when the platform cannot be opened.
     """
@@ -51,7 +53,8 @@ def open_session(platform: str | None = None, index: int = 0) -> Session:
     announce(choice)
     opened = host.platform_class(choice.name)()
     device = _open(opened, index, host.facts())
-    ops = freeze_ops(host, device, choice.name, environ.value("FD_FALLBACK") or default_policy(choice))
+    policy = fallback or environ.value("FD_FALLBACK") or default_policy(choice)
+    ops = freeze_ops(host, device, choice.name, policy)
     backends, methods = host.attention_backends(device), host.quant_methods(device)
     return Session(opened, device, ops, backends, methods, Ledger(ops, host.origins()))
 

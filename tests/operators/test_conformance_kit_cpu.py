@@ -9,7 +9,7 @@ from fd_core.host.freeze import freeze
 from fd_core.host.ledger import Ledger
 from fd_core.host.session import Session
 from fd_core.ops.catalogue import catalogue
-from fd_core.testkit.conformance import examine
+from fd_core.testkit.kit import examine
 
 library = pytest.importorskip("fd_cpu.library", reason="fd-cpu is not installed")
 from fd_cpu.kernels import kernels  # noqa: E402

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,24 +18,42 @@ from fd_core.api.dtype import float32
 from fd_core.api.host_platform import HostPlatform
 from fd_core.api.kernel import Kernel
 from fd_core.api.tensor import Tensor
+from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.cli import main
 from fd_core.host.freeze import freeze
 from fd_core.host.ledger import Ledger
 from fd_core.host.reference import ReferencePlatform
 from fd_core.host.session import Session
 from fd_core.ops.catalogue import find
-from fd_core.testkit.conformance import CHECKS, Finding, examine
+from fd_core.testkit.kit import CHECKS, Finding, examine
 
 OPS = {"rms_norm": find("rms_norm")}
 FLOATS = ("float32", "bfloat16", "float16")
 Body = Callable[[Any, Any, float, Any], None]
 
 
-def session(body: Callable[..., None]) -> Session:
+class Capturing(ReferencePlatform):
+    """Records and replays, rightly or with the results of the capture."""
+
+    def __init__(self, stale: bool = False) -> None:
+        self.stale = stale
+
+    def capture(self, fn: Callable[[], None]) -> Any:
+        fn()
+        return SimpleNamespace(replay=(lambda: None) if self.stale else fn)
+
+
+_platforms: list[HostPlatform] = []
+
+
+def session(
+    body: Callable[..., None], supports: Callable[..., Verdict] | None = None, stale: bool = False
+) -> Session:
     """A host platform whose rms_norm is `body`, called with tensors."""
-    platform: HostPlatform = ReferencePlatform()
+    platform: HostPlatform = Capturing(stale)
+    _platforms.append(platform)
     info = DeviceInfo(HOST, "planted", "planted", 0, 1 << 30)
-    table = freeze(OPS, [Kernel("rms_norm", "planted", body)], info, policy="error")
+    table = freeze(OPS, [Kernel("rms_norm", "planted", body, supports=supports)], info, policy="allow")
     return Session(platform, info, table, [], {}, Ledger(table, {}))
 
 
@@ -112,6 +132,17 @@ def ignores_strides(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     validated(sound)(packed, weight, eps, out)
 
 
+def unaware_of_devices(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """Follows every address as if it were the host's."""
+    tensors = [Tensor(t.ptr, t.shape, t.dtype, replace(t.storage, device=HOST)) for t in (x, weight, out)]
+    validated(sound)(tensors[0], tensors[1], eps, tensors[2])
+
+
+def allocating(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    _platforms[-1].empty(x.spec)
+    validated(sound)(x, weight, eps, out)
+
+
 @pytest.mark.parametrize(
     ("kernel", "check"),
     [
@@ -123,17 +154,60 @@ def ignores_strides(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         (no_checks, "wrong_dtypes"),
         (late_check, "wrong_shapes"),
         (ignores_strides, "strided_tensors"),
+        (unaware_of_devices, "wrong_devices"),
+        (allocating, "does_not_allocate"),
     ],
 )
 def test_planted_defect_is_caught(kernel: Callable[..., None], check: str) -> None:
     assert check in failed(kernel)
 
 
+def checked(name: str, **how: Any) -> set[str]:
+    body = how.pop("body", validated(sound))
+    findings = examine(session(body, **how), dtypes=["float32"], only=[name])
+    return {finding.status for finding in findings}
+
+
+def test_replay_with_the_captured_results_is_caught() -> None:
+    assert checked("replays") <= {"pass", "skip"}
+    assert "fail" in checked("replays", stale=True)
+
+
+def test_predicate_that_promises_too_much_is_caught() -> None:
+    def only_even(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        if x.shape[-1] % 2:
+            raise ValueError("rms_norm.x: want an even width")
+        validated(sound)(x, weight, eps, out)
+
+    def even(x: Tensor, *_: Any) -> Verdict:
+        odd = x.shape[-1] % 2
+        return Verdict.no(ReasonCode.SHAPE, "rms_norm.x", "an even width", x.shape[-1]) if odd else YES
+
+    assert "fail" not in checked("predicate_agrees", body=only_even, supports=even)
+    assert "fail" in checked("predicate_agrees", body=only_even, supports=lambda *_: YES)
+
+
+def test_predicate_must_be_pure() -> None:
+    answers = itertools.cycle([YES, Verdict.no(ReasonCode.SHAPE, "rms_norm", "luck", "none")])
+    assert "fail" in checked("predicate_agrees", supports=lambda *_: next(answers))
+
+
+def test_error_of_the_device_surfaces_at_synchronize() -> None:
+    opened = session(validated(sound))
+
+    def lost() -> None:
+        raise RuntimeError("device lost")
+
+    opened.platform.synchronize = lost  # type: ignore[method-assign]
+    findings = list(examine(opened, dtypes=["float32"], only=["agrees_with_oracle"]))
+    assert {(f.status, f.detail) for f in findings} == {("fail", "RuntimeError: device lost")}
+
+
 def test_kernel_that_fails_is_a_finding_not_an_error() -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    findings = list(examine(session(broken), dtypes=["float32"], checks=["agrees_with_oracle"]))
+    findings = list(examine(session(broken), dtypes=["float32"], only=["agrees_with_oracle"]))
     assert {finding.status for finding in findings} == {"fail"}
     assert findings[0] == Finding(
         "rms_norm", "0x64", "float32", "agrees_with_oracle", "fail", "ZeroDivisionError: planted"
@@ -162,7 +236,5 @@ def test_checks_leave_their_own_inputs_alone() -> None:
     info = DeviceInfo(HOST, "oracle", "oracle", 0, 1 << 30)
     table = freeze(ops, [], info, policy="allow", oracle_is_native=True)
     opened = Session(ReferencePlatform(), info, table, [], {}, Ledger(table, {}))
-    findings = examine(
-        opened, dtypes=["float32"], checks=["wrong_shapes", "wrong_dtypes", "strided_tensors"]
-    )
+    findings = examine(opened, dtypes=["float32"], only=["wrong_shapes", "wrong_dtypes", "strided_tensors"])
     assert [f for f in findings if f.status == "fail" and "not the oracle's" in f.detail] == []

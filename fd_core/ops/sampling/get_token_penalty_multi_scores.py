@@ -62,8 +62,16 @@ def _counts(generated: Array, vocab: int) -> Array:
     return np.bincount(inside, minlength=vocab).astype(np.float32)
 
 
-PER_ROW = ("pre_ids", "prompt_ids", "prompt_len", "logits", "penalty_scores", "frequency_scores")
-PER_ROW += ("presence_scores", "temperatures", "bad_tokens", "bad_tokens_len", "cur_len", "min_len")
+PER_ROW: tuple[str, ...] = ("pre_ids", "prompt_ids", "prompt_len", "logits", "penalty_scores")
+PER_ROW += (
+    "frequency_scores",
+    "presence_scores",
+    "temperatures",
+    "bad_tokens",
+    "bad_tokens_len",
+    "cur_len",
+    "min_len",
+)
 
 
 @op(family="sampling", cases=CASES, tolerance=TOLERANCE, rows=PER_ROW)
