@@ -1,4 +1,6 @@
 // Plain weights to the quantised panels of quant_panels.h.
+#include <cmath>
+
 #include "fd/quant_panels.h"
 #include "fd/quantise.h"
 
@@ -9,7 +11,8 @@ using gemm::kPanel;
 using gemm::kQuad;
 
 constexpr int kMaxGroup = 128;
-constexpr int kCandidates = 12;
+constexpr int kCandidates = 12;    // scales tried for a group, from two starts each
+constexpr float kShrink = 0.025f;  // between one candidate and the next
 
 // One column's codes, four at a time, at `to`; returns its scale.
 template <typename T>
@@ -18,7 +21,7 @@ float pack_int8_column(const T* w, int64_t depth, int8_t* to) {
   for (int64_t k = 0; k < depth; k += kLanes) {
     const int n = static_cast<int>(std::min<int64_t>(kLanes, depth - k));
     const vf x = n == kLanes ? load16(w + k) : load_tail(w + k, n);
-    const vb codes = __builtin_convertvector(codes16(x, scale.of_floats, 127), vb);
+    const vb codes = __builtin_convertvector(codes16(x, scale.of_floats, -127, 127), vb);
     const char* from = reinterpret_cast<const char*>(&codes);
     for (int q = 0; q < n; q += kQuad)
       std::memcpy(to + (k + q) / kQuad * gemm::kInt8Quad, from + q, kQuad);
@@ -30,21 +33,30 @@ float pack_int8_column(const T* w, int64_t depth, int8_t* to) {
 float loss(const vf* x, int n, float scale) {
   vf sum{};
   for (int i = 0; i < n; ++i) {
-    const vf away = x[i] - __builtin_convertvector(codes16(x[i], 1.0f / scale, 7), vf) * scale;
+    const vf away = x[i] - __builtin_convertvector(codes16(x[i], 1.0f / scale, -8, 7), vf) * scale;
     sum += away * away;
   }
   return sum16(sum);
 }
 
-// The bfloat16 scale with the least squared error among absmax / 7 and a little smaller ones:
-// clipping the outermost value often serves the many better. Zero: all codes are.
+// The element of the largest magnitude.
+float outermost(const vf* x, int n) {
+  const float* from = reinterpret_cast<const float*>(x);
+  return *std::max_element(from, from + n * kLanes,
+                           [](float a, float b) { return std::abs(a) < std::abs(b); });
+}
+
+// The bfloat16 scale with the least squared error among: absmax / 7 (codes -7 .. 7); the outermost
+// element / -8, of either sign (codes -8 .. 7); somewhat smaller ones, for clipping the outermost
+// often serves the many better. Zero: all codes are.
 float best_scale(const vf* x, int n) {
-  const float most = absmax(reinterpret_cast<const float*>(x), n * kLanes);
-  const float full = Scale(most, 7.0f).of_codes;
+  const float full = Scale(absmax(reinterpret_cast<const float*>(x), n * kLanes), 7.0f).of_codes;
   if (!(full > 0)) return full;
-  float best = to_float(from_float<bf16>(full)), least = loss(x, n, best);
-  for (int i = 1; i < kCandidates; ++i) {
-    const float scale = to_float(from_float<bf16>(full * (1.0f - 0.025f * static_cast<float>(i))));
+  const float starts[] = {full, outermost(x, n) / -8.0f};
+  float best = full, least = std::numeric_limits<float>::infinity();
+  for (int i = 0; i < 2 * kCandidates; ++i) {
+    const float smaller = 1.0f - kShrink * static_cast<float>(i / 2);
+    const float scale = to_float(from_float<bf16>(starts[i % 2] * smaller));
     const float error = loss(x, n, scale);
     if (error < least) best = scale, least = error;
   }
@@ -62,7 +74,7 @@ float pack_int4_column(const T* w, int64_t depth, int j, uint8_t* quads) {
   }
   const float scale = best_scale(x, n);
   for (int i = 0; i < n; ++i) {
-    const vi codes = codes16(x[i], scale > 0 ? 1.0f / scale : 0.0f, 7);
+    const vi codes = codes16(x[i], std::abs(scale) > 0 ? 1.0f / scale : 0.0f, -8, 7);
     for (int l = 0; l < kLanes; ++l)
       quads[(i * kLanes + l) / kQuad * gemm::kInt4Quad + j % 16 * kQuad + l % kQuad] |=
           static_cast<uint8_t>((codes[l] & 15) << (j / 16 * 4));

@@ -28,7 +28,7 @@ int32_t quantise_group(const T* x, int64_t n, int64_t group, float of_floats, Co
   vi sum{};
   for (int64_t k = 0; k < group; k += kLanes) {
     const int left = static_cast<int>(std::clamp<int64_t>(n - k, 0, kLanes));
-    const vi q = codes16(left == kLanes ? load16(x + k) : load_tail(x + k, left), of_floats, 127);
+    const vi q = codes16(left == kLanes ? load16(x + k) : load_tail(x + k, left), of_floats, -127, 127);
     const Codes narrow = __builtin_convertvector(q, Codes);
     std::memcpy(to + k, &narrow, sizeof(narrow));
     sum += q;

@@ -54,12 +54,13 @@ struct Scale {
   }
 };
 
-// Codes of sixteen floats (zero wherever the scale is zero, for NaN and infinity too).
-inline vi codes16(vf x, float of_floats, int limit) {
+// Codes in [low, high] of sixteen floats (zero wherever the scale is zero, for NaN and infinity
+// too).
+inline vi codes16(vf x, float of_floats, int low, int high) {
   if (of_floats == 0.0f) return vi{};
   vi q = round16(x * of_floats);
-  q = q > limit ? vi{} + limit : q;
-  return q < -limit ? vi{} - limit : q;
+  q = q > high ? vi{} + high : q;
+  return q < low ? vi{} + low : q;
 }
 
 }  // namespace fd
