@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from fd_core import __version__
 
-#: Commands by name: what `fd --help` says of them. The module is `fd_core.cli.<name>`.
+#: Commands by name: what `fd --help` says of them. The module is `fd_core.cli.<name>`, with _ for -.
 COMMANDS: dict[str, str] = {
     "serve": "serve a model over HTTP (OpenAI's API)",
     "generate": "complete a prompt in the terminal",
@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "show devices, plug-ins, versions and what is wrong with them",
     "why": "explain which kernel an op uses, and why not the others",
     "conformance": "check a platform's kernels against the oracles and contracts",
+    "new-plugin": "write a plug-in for a new device, ready to install",
     "matrix": "list every op, dtype and device with its kernel or the reasons",
 }
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
@@ -52,7 +53,7 @@ def overview() -> str:
 
 def run(name: str, words: Sequence[str]) -> int:
     """Errors that explain themselves end the program without a traceback (FD_LOG=debug shows it)."""
-    module = importlib.import_module(f"fd_core.cli.{name}")
+    module = importlib.import_module(f"fd_core.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"fd {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     args = parser.parse_args(words)

@@ -13,6 +13,7 @@ from fd_core.testkit.trial import (
     NotApplicable,
     Trial,
     compare,
+    compiled,
     misaligned,
     right_or_refused,
     same,
@@ -46,6 +47,7 @@ def repeats(trial: Trial) -> None:
 
 def rows_are_independent(trial: Trial) -> None:
     """The last row alone gives the bits it gives in the batch."""
+    compiled(trial)
     names, inputs = trial.definition.rows, trial.inputs()
     count = min((len(inputs[n]) for n in names if isinstance(inputs.get(n), np.ndarray)), default=0)
     if count < 2 or trial.case.coupled:
@@ -80,6 +82,7 @@ def misaligned_tensors(trial: Trial) -> None:
 
 def wrong_dtypes(trial: Trial) -> None:
     """Each tensor in turn as float64."""
+    compiled(trial)
     values = arguments(trial.definition, trial.inputs())
     for name in tensors(values):
         if values[name].size and values[name].dtype != np.float64:
@@ -93,6 +96,7 @@ def wrong_shapes(trial: Trial) -> None:
     `[n]` and `[n, 1]` are both legal for a vector with one element per slot; an op that takes them
     says so by giving the oracle's answer.
     """
+    compiled(trial)
     values = arguments(trial.definition, trial.inputs())
     for name in tensors(values):
         if values[name].ndim and values[name].size > 1:

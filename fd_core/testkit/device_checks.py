@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.device import HOST, Device
-from fd_core.api.kernel import Kernel
 from fd_core.api.tensor import Storage, Tensor, from_numpy
 from fd_core.host.dispatch import accepts, resolve
-from fd_core.host.oracle import ORACLE
 from fd_core.testkit.check import Values, arguments, run_oracle
 from fd_core.testkit.trial import (
     REFUSALS,
@@ -23,18 +21,19 @@ from fd_core.testkit.trial import (
     Place,
     Trial,
     compare,
+    compiled,
     fetch,
     or_refuse,
     tensors,
 )
 
-#: DLPack's kDLExtDev with an index that no platform has.
-ELSEWHERE = Device("elsewhere", 77, 12)
+#: A type code of DLPack that belongs to signal processors: no platform under test has it.
+ELSEWHERE = Device("elsewhere", 77, 16)
 
 
 def wrong_devices(trial: Trial) -> None:
     """Each tensor in turn on a device that is not this one: refused before anything is written."""
-    _kernel(trial)
+    compiled(trial)
     values = arguments(trial.definition, trial.inputs())
     for position, name in enumerate(tensors(values)):
         placed = or_refuse(trial, values, _elsewhere(trial, position)) if values[name].size else None
@@ -58,7 +57,7 @@ def _elsewhere(trial: Trial, position: int) -> Place:
 
 def does_not_allocate(trial: Trial) -> None:
     """No device memory is taken during a call, unless the kernel's record says `allocates`."""
-    kernel, platform = _kernel(trial), trial.session.platform
+    kernel, platform = compiled(trial), trial.session.platform
     if kernel.allocates:
         raise NotApplicable("its record says that it allocates")
     placed = _placed(trial)
@@ -98,7 +97,7 @@ def _counted(platform: Any) -> Iterator[list[int]]:
 
 def replays(trial: Trial) -> None:
     """A captured call, replayed over other inputs in the same memory, gives their results."""
-    kernel, platform = _kernel(trial), trial.session.platform
+    kernel, platform = compiled(trial), trial.session.platform
     if kernel.allocates:
         raise NotApplicable("a kernel that allocates is not captured")
     placed = _placed(trial)
@@ -119,7 +118,7 @@ def replays(trial: Trial) -> None:
 
 def predicate_agrees(trial: Trial) -> None:
     """What dtypes and `supports` accept runs; what they refuse is refused by the kernel too, or right."""
-    kernel = _kernel(trial)
+    kernel = compiled(trial)
     placed = _placed(trial)
     call = tuple(placed.values())
     verdicts = [accepts(kernel, trial.definition.spec, call) for _ in range(2)]
@@ -139,10 +138,3 @@ def predicate_agrees(trial: Trial) -> None:
 def _placed(trial: Trial) -> Values:
     values, put = arguments(trial.definition, trial.inputs()), trial.session.platform.from_host
     return {k: put(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
-
-
-def _kernel(trial: Trial) -> Kernel:
-    kernel = trial.session.ops.table[trial.definition.name].kernel
-    if kernel.provider == ORACLE:
-        raise NotApplicable("the oracle serves this op")
-    return kernel

@@ -22,6 +22,7 @@ from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.cli import main
 from fd_core.host.freeze import freeze
 from fd_core.host.ledger import Ledger
+from fd_core.host.oracle import oracle_target
 from fd_core.host.reference import ReferencePlatform
 from fd_core.host.session import Session
 from fd_core.ops.catalogue import find
@@ -234,7 +235,8 @@ def test_checks_leave_their_own_inputs_alone() -> None:
     """On host memory a kernel that writes in place must not spoil what the oracle is given."""
     ops = {"apply_logit_bias": find("apply_logit_bias")}
     info = DeviceInfo(HOST, "oracle", "oracle", 0, 1 << 30)
-    table = freeze(ops, [], info, policy="allow", oracle_is_native=True)
+    target = oracle_target(ops["apply_logit_bias"])
+    table = freeze(ops, [Kernel("apply_logit_bias", "planted", target)], info, policy="error")
     opened = Session(ReferencePlatform(), info, table, [], {}, Ledger(table, {}))
     findings = examine(opened, dtypes=["float32"], only=["wrong_shapes", "wrong_dtypes", "strided_tensors"])
     assert [f for f in findings if f.status == "fail" and "not the oracle's" in f.detail] == []
