@@ -89,13 +89,17 @@ def int4_weight(packed: Any, columns: int, depth: int, group: int) -> tuple[Arra
     return codes[:columns, :depth], scales[:columns]
 
 
-def token_codes(x: Array) -> tuple[Array, Array]:
-    """Codes [M, K] and steps [M] of rows of floats: absmax / 127, nearest, ties to even."""
-    wide = x.astype(np.float32)
-    most = np.abs(wide).max(1, initial=0)
+def token_codes(x: Array, group: int) -> tuple[Array, Array]:
+    """Codes [M, K] and steps [M, K] of rows of floats: a group's absmax / 127, nearest, ties to even."""
+    rows, depth = x.shape
+    wide = np.pad(x.astype(np.float32), ((0, 0), (0, -depth % group)))
+    wide = wide.reshape(rows, wide.shape[1] // group, group)
+    most = np.abs(wide).max(2, keepdims=True, initial=0)
     inverse = np.divide(np.float32(127), most, where=most > 0, out=np.zeros_like(most))
-    codes = np.rint(wide * inverse[:, None])
-    return codes.astype(np.int64), (most / np.float32(127)).astype(np.float64)
+    codes, steps = np.rint(wide * inverse), np.broadcast_to(most / np.float32(127), wide.shape)
+    return tuple(
+        a.reshape(rows, -(-depth // group) * group)[:, :depth].astype(np.float64) for a in (codes, steps)
+    )
 
 
 def bound(x: Array, weight: Array, steps: int) -> Array:

@@ -4,17 +4,17 @@
 
 namespace fd {
 
-// out = (codes(x) @ codes^T) * scale(x) * scale + bias; `packed` and `scale` as pack_int8_weight
-// left them. A row of x with a NaN or an infinity becomes NaN.
+constexpr int64_t kRowGroup = 128;  // activations that share a scale
+
+// out = sum over groups of (codes(x) @ codes^T) * scale(x, group), times scale, + bias; `packed`
+// and `scale` as pack_int8_weight left them. A row of x with a NaN or an infinity becomes NaN.
 void linear_int8_dynamic(Tensor x, Tensor packed, Tensor scale, OptTensor bias, Tensor out) {
   const char* op = "linear_int8_dynamic";
   gemm::Sink sink = linear_sink(op, x, bias, out);
   gemm::check_int8(op, packed, scale, x.size(1), out.size(1));
-  gemm::check_dot_depth(op, x);
   sink.scale = scale.data<float>();
-  const int64_t quads = gemm::quads_of(x.size(1));
-  const int64_t group = std::max<int64_t>(kLanes, (x.size(1) + kLanes - 1) / kLanes * kLanes);
-  gemm::run_dynamic<gemm::Int8Dot>(linear_input(x), sink, packed.data<uint8_t>(), group, quads);
+  gemm::run_dynamic<gemm::Int8Dot>(linear_input(x), sink, packed.data<uint8_t>(), kRowGroup,
+                                   gemm::quads_of(x.size(1)));
 }
 FD_EXPORT(linear_int8_dynamic)
 

@@ -1,8 +1,8 @@
 """Integer weights, made from a checkpoint's floats while it loads. Layouts: csrc/include/fd/quant_panels.h.
 
 `wint8`, `w8a8`: one scale per output column. `wint4`, `w4a8`: one per group of inputs and column
-(option `group_size`: 32, 64 or 128). The `a8` methods also quantise each token's activations to int8
-and sum in int32; the others keep float32 activations. Embedding tables that are looked up, routers and
+(option `group_size`: 32, 64 or 128). The `a8` methods also quantise each token's activations to int8,
+with a scale per group of inputs (128 with int8 weights), and sum a group in int32; the others keep float32 activations. Embedding tables that are looked up, routers and
 experts stay as they are; the output head is a linear layer like the others (`skip` spares it).
 """
 
@@ -24,7 +24,6 @@ from fd_cpu.quant import PANEL
 QUAD = 4  # steps of k that lie together
 GROUPS = (32, 64, 128)
 DEFAULT_GROUP = 64
-MAX_DEPTH = 1 << 16  # inputs of a sum of int8 products that surely fits into int32
 
 
 def int8_spec(weight: TensorSpec) -> TensorSpec:
@@ -122,24 +121,11 @@ class Int4Linear(IntegerLinear):
         self._linear(x, packed, bias, out)
 
 
-def shallow(name: str, spec: LinearSpec) -> Verdict:
-    """Whether int32 holds the sums of int8 codes."""
-    if spec.in_features <= MAX_DEPTH:
-        return YES
-    subject, want = f"quantisation {name}: {spec.prefix}: inputs", f"at most {MAX_DEPTH}"
-    return Verdict.no(ReasonCode.SHAPE, subject, want, spec.in_features, "skip this layer")
-
-
 class Int8DynamicLinear(Int8Linear):
     """Method "w8a8": int8 weights, activations quantised to int8 token by token."""
 
     name: ClassVar[str] = "w8a8"
     kernel: ClassVar[str] = "linear_int8_dynamic"
-
-    @classmethod
-    def supports(cls, spec: LinearSpec, device: DeviceInfo) -> Verdict:
-        """Floating-point weights of at most 65536 inputs."""
-        return super().supports(spec, device) & shallow(cls.name, spec)
 
 
 class Int4DynamicLinear(Int4Linear):
@@ -147,11 +133,6 @@ class Int4DynamicLinear(Int4Linear):
 
     name: ClassVar[str] = "w4a8"
     kernel: ClassVar[str] = "linear_int4_dynamic"
-
-    @classmethod
-    def supports(cls, spec: LinearSpec, device: DeviceInfo) -> Verdict:
-        """Floating-point weights of at most 65536 inputs."""
-        return super().supports(spec, device) & shallow(cls.name, spec)
 
 
 METHODS: tuple[type[QuantMethod], ...] = (

@@ -24,7 +24,7 @@ constexpr int dot_panels_at_once(int rows) { return dot_units(rows) / dot_units_
 struct IntJob {
   int64_t first, rows;
   QuantRows x;
-  int64_t quads;  // of a group
+  int64_t quads, all_quads;  // of a group (the last one may have fewer) and of a panel
   const uint8_t* w;
   int64_t panel_bytes, group_bytes;
   Sink sink;
@@ -34,6 +34,7 @@ struct IntJob {
 template <typename W, int P, int U, int R>
 void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w, int32_t* sums) {
   const Code* x = job.x.at(row, g);
+  const int64_t quads = std::min(job.quads, job.all_quads - g * job.quads);
   for (int sub = 0; sub < kDotUnits; sub += U) {
     DotSum acc[P][U][R];
 #pragma GCC unroll 32
@@ -43,7 +44,7 @@ void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w
       acc[i / (U * R)][i / R % U][r] = dot_start(-W::kLift * sum);
     }
     int64_t at = g * job.group_bytes + W::kHeader;
-    for (int64_t q = 0; q < job.quads; ++q, at += W::kQuadBytes)
+    for (int64_t q = 0; q < quads; ++q, at += W::kQuadBytes)
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
         if (sub == 0) __builtin_prefetch(w[p] + at + kAhead / P);
@@ -60,25 +61,23 @@ void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w
   }
 }
 
-// c (+)= sums * scales of the group; int8 panels have none here.
-inline void add_sums(const Int8Dot&, const int32_t* sums, int rows, int P, const uint8_t* const*,
-                     float* c) {
-  for (int i = 0; i < rows * P * kPanel; i += kLanes)
-    store16(c + i, __builtin_convertvector(load_as<vi>(sums + i), vf));
+// Scales of the weights of one group and panel; int8 panels have none here.
+inline void load_scales(const Int8Dot&, const uint8_t*, vf* to) { to[0] = to[1] = splat(1.0f); }
+inline void load_scales(const Int4Dot&, const uint8_t* header, vf* to) {
+  const vu both = load_as<vu>(header);
+  to[0] = reinterpret_cast<vf>(both << 16);
+  to[1] = reinterpret_cast<vf>(both & 0xffff0000u);
 }
-inline void add_sums(const Int4Dot&, const int32_t* sums, int rows, int P,
-                     const uint8_t* const* headers, float* c) {
-  for (int p = 0; p < P; ++p) {
-    const vu both = load_as<vu>(headers[p]);
-    const vf scales[2] = {reinterpret_cast<vf>(both << 16),
-                          reinterpret_cast<vf>(both & 0xffff0000u)};
-    for (int r = 0; r < rows; ++r)
-      for (int half = 0; half < 2; ++half) {
-        const int64_t at = (r * P + p) * kPanel + 16 * half;
-        const vf sum = __builtin_convertvector(load_as<vi>(sums + at), vf);
-        store16(c + at, load16(c + at) + sum * scales[half]);
-      }
-  }
+
+// c += sums * scale of the row's group * scale of the weights' group; rows `stride` apart.
+inline void add_sums(const vf* scales, const int32_t* sums, const float* x_scales, int64_t x_step,
+                     int rows, int stride, float* c) {
+  for (int r = 0; r < rows; ++r)
+    for (int half = 0; half < 2; ++half) {
+      const int at = r * stride + 16 * half;
+      const vf sum = __builtin_convertvector(load_as<vi>(sums + at), vf);
+      store16(c + at, load16(c + at) + sum * x_scales[r * x_step] * scales[half]);
+    }
 }
 
 // R rows from `row` on and the P panels `ids`: to the output.
@@ -90,13 +89,13 @@ void dot_block(const IntJob& job, int64_t row, const int64_t* ids) {
   for (int p = 0; p < P; ++p) w[p] = job.w + ids[p] * job.panel_bytes;
   for (int64_t g = 0; g < job.x.groups; ++g) {
     dot_tile<W, P, dot_units_at_once(R), R>(job, row, g, w, sums);
-    const uint8_t* headers[P];
-    for (int p = 0; p < P; ++p) headers[p] = w[p] + g * job.group_bytes;
-    add_sums(W{}, sums, R, P, headers, c);
+    for (int p = 0; p < P; ++p) {
+      vf scales[2];
+      load_scales(W{}, w[p] + g * job.group_bytes, scales);
+      add_sums(scales, sums + p * kPanel, job.x.scales + row * job.x.groups + g, job.x.groups, R,
+               P * kPanel, c + p * kPanel);
+    }
   }
-  for (int r = 0; r < R; ++r)
-    for (int i = r * P * kPanel; i < (r + 1) * P * kPanel; i += kLanes)
-      store16(c + i, load16(c + i) * job.x.scales[row + r]);
   for (int p = 0; p < P; ++p) job.sink.write(row, R, ids[p], c + p * kPanel, P * kPanel);
 }
 
@@ -152,10 +151,11 @@ void run_dots(const IntJob& job) {
   });
 }
 
-// All rows of x, some at a time; `groups` of `group` steps of k, the last one filled up with zeros.
+// All rows of x, some at a time, in groups of `group` steps of k; a panel of w has `all_quads`.
 template <typename W>
-void run_dynamic(const Matrix& x, Sink sink, const uint8_t* w, int64_t group, int64_t quads) {
+void run_dynamic(const Matrix& x, Sink sink, const uint8_t* w, int64_t group, int64_t all_quads) {
   const int64_t chunks = (x.rows + kRowsPacked - 1) / kRowsPacked;
+  const int64_t quads = group / kQuad, group_bytes = W::kHeader + quads * W::kQuadBytes;
   char* const out = sink.out;
   with_kind(x.kind, [&](auto tag) {
     const auto* from = reinterpret_cast<const decltype(tag)*>(x.data);
@@ -163,15 +163,10 @@ void run_dynamic(const Matrix& x, Sink sink, const uint8_t* w, int64_t group, in
       const int64_t r0 = x.rows * i / chunks, r1 = x.rows * (i + 1) / chunks;
       with_kind(sink.kind, [&](auto o) { sink.out = out + r0 * sink.stride * sizeof(o); });
       const QuantRows rows = quantise_rows(from + r0 * x.stride, x.stride, r1 - r0, x.depth, group);
-      const int64_t group_bytes = W::kHeader + quads * W::kQuadBytes;
-      run_dots<W>({0, r1 - r0, rows, quads, w, rows.groups * group_bytes, group_bytes, sink});
+      const int64_t panel_bytes = rows.groups * W::kHeader + all_quads * W::kQuadBytes;
+      run_dots<W>({0, r1 - r0, rows, quads, all_quads, w, panel_bytes, group_bytes, sink});
     }
   });
-}
-
-inline void check_dot_depth(const char* op, Tensor x) {
-  if (x.size(1) > kMaxDotDepth)
-    fail("ValueError", op, ".x: want at most ", kMaxDotDepth, " columns, have ", shape_text(x));
 }
 
 }  // namespace gemm

@@ -1,12 +1,11 @@
-// Rows of activations as int8 codes with one scale each, made anew in every call.
+// Rows of activations as int8 codes, made anew in every call. Every group of k has a scale of its
+// own: a single one for a row would be set by its outliers, which gated activations have.
 #pragma once
 #include "fd/int_dot.h"
 #include "fd/quantise.h"
 
 namespace fd {
 namespace gemm {
-
-constexpr int64_t kMaxDotDepth = 1 << 16;  // 2^16 products of int8 codes fit into int32
 
 // `codes` [rows][stride], zero beyond the depth. `scales` [rows]. `sums` [rows][groups]: the codes
 // of each group added up.
@@ -28,7 +27,8 @@ int32_t quantise_group(const T* x, int64_t n, int64_t group, float of_floats, Co
   vi sum{};
   for (int64_t k = 0; k < group; k += kLanes) {
     const int left = static_cast<int>(std::clamp<int64_t>(n - k, 0, kLanes));
-    const vi q = codes16(left == kLanes ? load16(x + k) : load_tail(x + k, left), of_floats, -127, 127);
+    const vf lanes = left == kLanes ? load16(x + k) : load_tail(x + k, left);
+    const vi q = codes16(lanes, of_floats, -127, 127);
     const Codes narrow = __builtin_convertvector(q, Codes);
     std::memcpy(to + k, &narrow, sizeof(narrow));
     sum += q;
@@ -40,12 +40,14 @@ int32_t quantise_group(const T* x, int64_t n, int64_t group, float of_floats, Co
 
 template <typename T>
 void quantise_row(const T* x, int64_t depth, const QuantRows& to, int64_t row) {
-  const Scale scale(absmax(x, depth), 127.0f);
-  to.scales[row] = scale.of_codes;
-  for (int64_t g = 0; g < to.groups; ++g)
-    to.sums[row * to.groups + g] =
-        quantise_group(x + g * to.group, std::min(to.group, depth - g * to.group), to.group,
-                       scale.of_floats, to.codes + row * to.stride + g * to.group);
+  for (int64_t g = 0; g < to.groups; ++g) {
+    const T* from = x + g * to.group;
+    const int64_t n = std::min(to.group, depth - g * to.group), at = row * to.groups + g;
+    const Scale scale(absmax(from, n), 127.0f);
+    to.scales[at] = scale.of_codes;
+    to.sums[at] = quantise_group(from, n, to.group, scale.of_floats,
+                                 to.codes + row * to.stride + g * to.group);
+  }
 }
 
 // In scratch memory of the calling thread. `group`: a multiple of 16.
@@ -53,10 +55,10 @@ inline QuantRows quant_rows(int64_t rows, int64_t depth, int64_t group) {
   const int64_t groups = (depth + group - 1) / group;
   const int64_t stride = groups * group + 64 / static_cast<int64_t>(sizeof(Code));
   const int64_t code_floats = (rows * stride * static_cast<int64_t>(sizeof(Code)) + 63) / 64 * 16;
-  float* space = scratch<0>(code_floats + rows + rows * groups);
+  float* space = scratch<0>(code_floats + 2 * rows * groups);
   return {reinterpret_cast<Code*>(space),
           space + code_floats,
-          reinterpret_cast<int32_t*>(space + code_floats + rows),
+          reinterpret_cast<int32_t*>(space + code_floats + rows * groups),
           stride,
           groups,
           group};
