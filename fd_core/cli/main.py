@@ -74,7 +74,12 @@ def run(name: str, words: Sequence[str]) -> int:
 
 
 def set_up_logging() -> None:
-    """Warnings of the `fd` loggers go to standard error as text; FD_LOG and FD_LOG_LEVEL ask for more."""
+    """Warnings of the `fd` loggers go to standard error as text; FD_LOG and FD_LOG_LEVEL ask for more.
+
+    A program that calls `main` and has set up logging keeps what it has.
+    """
     from fd_core.observe.logs import configure
 
+    if logging.getLogger("fd").handlers or logging.getLogger().handlers:
+        return
     configure("text", os.environ.get("FD_LOG") or os.environ.get("FD_LOG_LEVEL") or "warning")

@@ -82,7 +82,7 @@ def test_mixed_requests_with_disconnects_lose_and_cross_nothing(
     """500 requests, a third of them dropped at a random moment; every answer that arrives is exact."""
     counts = asyncio.run(storm(server, expected, 500))
     assert counts["exact"] >= 300
-    assert counts["dropped"] >= 100
+    assert counts["dropped"] >= 50
     until = time.monotonic() + 20
     while metric(server, "vllm:num_requests_running") or metric(server, "vllm:num_requests_waiting"):
         assert time.monotonic() < until, "requests are still running after everybody has left"
@@ -119,7 +119,7 @@ async def one(
     async with gate:
         if dice < 0.35:
             try:
-                await client.post("/v1/completions", json=body, timeout=0.001 + dice / 20)
+                await client.post("/v1/completions", json=body, timeout=0.0005 + dice / 100)
             except httpx.TimeoutException:
                 counts["dropped"] += 1
                 return

@@ -76,7 +76,9 @@ inline DotWeight widen_codes(const int8_t* codes) {
   typedef int8_t Eight __attribute__((vector_size(8)));
   return __builtin_convertvector(load_as<Eight>(codes), DotWeight);
 }
-inline DotQuad dot_quad(const Code* x) { return {x[0], x[1], x[2], x[3], x[0], x[1], x[2], x[3]}; }
+inline DotQuad dot_quad(const Code* x) {
+  return DotQuad{x[0], x[1], x[2], x[3], x[0], x[1], x[2], x[3]};
+}
 inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) { return sum + w * x; }
 #endif
 
