@@ -19,8 +19,9 @@ FMA_BATCHES = 200
 
 
 class Ceilings:
-    """`read` [bytes/s]: memory read in four streams a thread; `fma` [flop/s]: float32 multiply-adds.
-    Both are the best of all measurements since `reset`."""
+    """`read` [bytes/s]: memory read in four streams a thread; `fma` [flop/s]: float32 multiply-adds;
+    `dot` [op/s]: products and sums of int8 codes, measured on request. All are the best of all
+    measurements since `reset`."""
 
     def __init__(self) -> None:
         self.buffer = CPUPlatform().empty(TensorSpec((8 * READ_BYTES,), dt.uint8))
@@ -31,7 +32,7 @@ class Ceilings:
         self.reset()
 
     def reset(self) -> None:
-        self.read = self.fma = 0.0
+        self.read = self.fma = self.dot = 0.0
 
     def measure(self, repeats: int = 3) -> None:
         for _ in range(repeats):
@@ -50,6 +51,13 @@ class Ceilings:
         """Seconds of one run of `fma_flops` operations."""
         seconds = self._time(lambda: library.ceiling_fma(FMA_BATCHES, from_numpy(self.lanes)))
         self.fma = max(self.fma, self.fma_flops / seconds)
+        return seconds
+
+    def measure_dot(self) -> float:
+        """Seconds of one run of int8 dot products."""
+        columns = np.zeros(1, np.int32)
+        seconds = self._time(lambda: library.ceiling_dot(FMA_BATCHES, from_numpy(columns)))
+        self.dot = max(self.dot, 2 * 12 * 4 * int(columns[0]) * 1024 * FMA_BATCHES / seconds)
         return seconds
 
     @property

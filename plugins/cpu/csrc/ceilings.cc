@@ -2,7 +2,16 @@
 // repetition, timed by the caller.
 #include "fd/check.h"
 #include "fd/gemm.h"
+#include "fd/int_dot.h"
 #include "fd/parallel.h"
+
+#if defined(__AVX512F__)
+#define FD_IN_REGISTER(v) "+v"(v)
+#elif defined(__SSE2__)
+#define FD_IN_REGISTER(v) "+x"(v)
+#else
+#define FD_IN_REGISTER(v) "+m"(v)
+#endif
 
 namespace fd {
 namespace {
@@ -36,6 +45,23 @@ gemm::vw multiply_add(int64_t steps, float scale, float add) {
   return sum;
 }
 
+gemm::DotSum dot_products(int64_t steps, const uint8_t* weight, const gemm::Code* codes) {
+  gemm::DotSum chain[kChains];
+  const gemm::DotWeight w = gemm::Int8Dot::load(weight, 0);
+  gemm::DotQuad x = gemm::dot_quad(codes);
+#pragma GCC unroll 12
+  for (int c = 0; c < kChains; ++c) chain[c] = gemm::dot_start(0) + c;  // not to be merged
+  for (int64_t i = 0; i < steps; ++i)
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) {
+      chain[c] = gemm::dot(chain[c], w, x);
+      asm volatile("" : FD_IN_REGISTER(x));  // every product anew
+    }
+#pragma GCC unroll 12
+  for (int c = 1; c < kChains; ++c) chain[0] += chain[c];
+  return chain[0];
+}
+
 }  // namespace
 
 // Reads `buffer` (uint8) once with every thread; `out` [16] int32 receives a sum.
@@ -64,5 +90,19 @@ void ceiling_fma(int64_t batches, Tensor out) {
   });
 }
 FD_EXPORT(ceiling_fma)
+
+// 2 * 12 * 4 * columns * 1024 * `batches` operations on int8 codes, `columns` (of one instruction)
+// into out [1] int32.
+void ceiling_dot(int64_t batches, Tensor out) {
+  Check{"ceiling_dot", "out", out}.rank(1).dim(0, 1).dtype<int32_t>("int32");
+  out.data<int32_t>()[0] = gemm::kDotColumns;
+  parallel_for(batches, 1, [](int64_t begin, int64_t end) {
+    const uint8_t weight[64] = {1, 2, 3};
+    const gemm::Code codes[gemm::kQuad] = {1, 2, 3, 4};
+    const gemm::DotSum sum = dot_products((end - begin) * kBatch, weight, codes);
+    asm volatile("" : : "r"(&sum) : "memory");
+  });
+}
+FD_EXPORT(ceiling_dot)
 
 }  // namespace fd
