@@ -18,6 +18,7 @@ class Linear(Weighted):
     """y = x @ W^T + b with the rows of W taken from `shards` in order, run by its quantisation method.
 
     `table`: W is an embedding table, stored [out, in] whatever the layout of linear weights.
+    `name`: what messages and per-layer choices call it, instead of the first shard's name.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Linear(Weighted):
         *,
         bias: bool = False,
         table: bool = False,
+        name: str = "",
     ) -> None:
         self.shards = tuple(shards)
         self._table = table
@@ -38,7 +40,7 @@ class Linear(Weighted):
             bias,
             context.dtype,
             context.activation_dtype,
-            prefix=self.shards[0][0],
+            prefix=name or self.shards[0][0],
         )
         self._platform = context.platform
         self._method = context.quant(self.spec)

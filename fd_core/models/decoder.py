@@ -23,6 +23,7 @@ from fd_core.layers.weight import Weighted
 from fd_core.models.base import CausalLM
 from fd_core.models.config import ModelConfig
 from fd_core.models.limits import common_limits, dense_only
+from fd_core.quantization.config import HEAD
 
 
 class FeedForward(Protocol):
@@ -121,8 +122,8 @@ class DecoderLM(CausalLM):
     def _make_head(self) -> Linear:
         config = self.config
         tied = config.tie_word_embeddings
-        name = "model.embed_tokens" if tied else "lm_head"
-        return Linear(self.context, config.hidden_size, [(name, config.vocab_size)], table=tied)
+        name = "model.embed_tokens" if tied else HEAD
+        return Linear(self.context, config.hidden_size, [(name, config.vocab_size)], table=tied, name=HEAD)
 
     def _block(self, layer: int) -> Block:
         prefix = f"model.layers.{layer}"

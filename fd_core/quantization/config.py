@@ -12,6 +12,8 @@ from typing import Any
 _log = logging.getLogger("fd.quantization")
 
 UNQUANTIZED = "none"
+#: What the output head is called, also where it shares the embedding table.
+HEAD = "lm_head"
 #: Keys under which checkpoints name the method, and those that list layers left alone.
 _NAME_KEYS = ("quantization", "quant_method")
 _SKIP_KEYS = ("modules_to_not_convert", "ignored_layers", "ignore", "skip")
@@ -25,16 +27,20 @@ class QuantError(ValueError):
 class QuantConfig:
     """`name` in the registry, the method's own `options`, and `skip`: patterns of layers (checkpoint
     prefixes, or their last parts) that stay unquantised. `from_checkpoint`: its weights are already
-    packed in this method's format."""
+    packed in this method's format. `head`: the method of the output head, where it is not `name`;
+    the head is called lm_head in patterns, also where it is the embedding table."""
 
     name: str = UNQUANTIZED
     options: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     from_checkpoint: bool = False
+    head: str = ""
 
     def name_for(self, prefix: str) -> str:
         """The method's name for one layer."""
-        return UNQUANTIZED if any(_matches(prefix, pattern) for pattern in self.skip) else self.name
+        if any(_matches(prefix, pattern) for pattern in self.skip):
+            return UNQUANTIZED
+        return self.head if self.head and prefix == HEAD else self.name
 
 
 def _matches(prefix: str, pattern: str) -> bool:
@@ -52,9 +58,10 @@ def parse_quantization(
         if requested and asked.name != found.name:
             _log.warning("quantization %r is ignored: the checkpoint is %r", requested, found.name)
         asked = found
-    if asked.name not in known:
-        names = ", ".join(sorted(known))
-        raise QuantError(f"quantization: want one of {names}; have {asked.name!r} (is a plug-in missing?)")
+    for name in (asked.name, asked.head or asked.name):
+        if name not in known:
+            names = ", ".join(sorted(known))
+            raise QuantError(f"quantization: want one of {names}; have {name!r} (is a plug-in missing?)")
     return asked
 
 
@@ -73,7 +80,10 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
     name = next((value[key] for key in _NAME_KEYS if value.get(key)), None)
     if not isinstance(name, str):
         raise QuantError(f"{where}: want a method under {' or '.join(_NAME_KEYS)}; have {sorted(value)}")
+    head = value.get(HEAD) or ""
+    if not isinstance(head, str):
+        raise QuantError(f"{where}: want the name of a method under {HEAD}; have {head!r}")
     skip = [pattern for key in _SKIP_KEYS for pattern in value.get(key) or ()]
     if name == "fp8" and value.get("weight_block_size"):
         name = "block_wise_fp8"
-    return QuantConfig(name, dict(value), tuple(skip), from_checkpoint)
+    return QuantConfig(name, dict(value), tuple(skip), from_checkpoint, head)

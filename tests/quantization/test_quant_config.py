@@ -96,6 +96,8 @@ def test_the_checkpoint_wins_with_a_warning(caplog: pytest.LogCaptureFixture) ->
         ({"quantization": 3}, "", "want a method under"),
         (None, "{", "want a name or a JSON object"),
         (None, '{"bits": 4}', "want a method under"),
+        (None, '{"quantization": "wint8", "lm_head": "w9"}', "have 'w9'"),
+        (None, '{"quantization": "wint8", "lm_head": 8}', "name of a method under lm_head; have 8"),
     ],
 )
 def test_an_unknown_method_lists_the_known_ones(checkpoint: Any, text: str, why: str) -> None:
@@ -118,6 +120,17 @@ def test_layers_can_be_spared(pattern: str, spared: set[str]) -> None:
     names.append("model.layers.1.mlp.gate_proj")
     choose = chooser(QuantConfig("wint8", skip=(pattern,)))
     assert {n for n in names if choose(spec(n)).name == "none"} == spared
+
+
+def test_the_head_can_have_a_method_of_its_own() -> None:
+    text = '{"quantization": "block_wise_fp8", "lm_head": "wint8", "skip": ["model.layers.0"]}'
+    config = parse_quantization(None, text, KNOWN)
+    assert config.name_for("lm_head") == "wint8"
+    assert config.name_for("model.layers.1.mlp.down_proj") == "block_wise_fp8"
+    assert config.name_for("model.layers.0.mlp.down_proj") == "none"
+    assert parse_quantization(None, '{"quantization": "wint8", "lm_head": "none"}', KNOWN).head == "none"
+    spared = '{"quantization": "wint8", "lm_head": "wint8", "skip": ["lm_head"]}'
+    assert parse_quantization(None, spared, KNOWN).name_for("lm_head") == "none"
 
 
 def test_one_instance_serves_all_layers_and_has_the_options() -> None:
