@@ -145,6 +145,14 @@ CORE: tuple[Variable, ...] = (
     Variable(
         "FD_KERNELS", "Provider per op, before all priorities: `rms_norm=oracle,linear=fd-x`.", "names"
     ),
+    Variable(
+        "FD_SIM", "Device that reports speak of, though it is not there: `NAME:ARCH` or `NAME:ARCH,16GiB`."
+    ),
+    Variable(
+        "FD_SIM_FAULT",
+        "Faults of the platform `simulated`: `oom:5,async:3,lost:9,nan:rms_norm,random:OP,stream:OP`.",
+        "names",
+    ),
     Variable("FD_ATTENTION_BACKEND", "Attention backend by name; unset: the best that supports the model."),
     Variable("FD_API_KEY", "Valid API keys of `fd serve`, separated by commas."),
     Variable("FD_LOG", "Levels of `fd serve`'s logs by subtree: `info,fd.engine=debug`."),

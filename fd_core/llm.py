@@ -19,6 +19,7 @@ from fd_core.engine.build import build_engine, model_folder
 from fd_core.engine.config import EngineConfig
 from fd_core.engine.engine import RequestRefusedError
 from fd_core.engine.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenLogprobs
+from fd_core.host.errors import RequestFailedError
 from fd_core.serving.inputs.text_model import TextModel
 from fd_core.serving.inputs.tokenizer import TextTokenizer
 from fd_core.serving.outputs import OutputProcessor
@@ -209,7 +210,7 @@ class LLM:
 
     def _deliver(self, one: _Live, output: EngineOutput, news: list[Any], place: int) -> None:
         if output.finish_reason is FinishReason.ERROR:
-            raise RuntimeError(f"request {output.request_id}: {output.error}")
+            raise RequestFailedError(f"request {output.request_id}: {output.error}")
         new = one.take(output)
         if new is None:
             return

@@ -51,6 +51,15 @@ def fd_doctor(device: DeviceInfo) -> list[tuple[str, Verdict]]:
 
 
 @hookspec
+def fd_simulated_devices() -> list[tuple[str, DeviceInfo]]:
+    """The architectures this plug-in has kernels for: (platform name, facts of a typical device) each.
+
+    Asked without any device there, for `fd why --sim` and `fd matrix --sim`.
+    """
+    return []
+
+
+@hookspec
 def fd_stamp() -> dict[str, Any] | None:
     """Load the binary and return what it exports of its build; compared with the manifest's `stamp`.
 

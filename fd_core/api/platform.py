@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from fd_core.api.communicator import Communicator, Group
 
 
+class DeviceError(RuntimeError):
+    """The device failed or has gone: raised where the host waits, its text with want, have and fix."""
+
+
 class Graph(Protocol):
     """A captured sequence of kernel calls over fixed addresses."""
 
@@ -66,7 +70,7 @@ class Platform(ABC):
         return 0
 
     def synchronize(self) -> None:
-        """Wait for everything queued; asynchronous errors surface here (optional: synchronous)."""
+        """Wait for everything queued; a DeviceError surfaces here (optional: synchronous)."""
         return None
 
     def capture(self, fn: Callable[[], None]) -> Graph | None:

@@ -57,12 +57,13 @@ def run(name: str, words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"fd {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     args = parser.parse_args(words)
+    from fd_core.api.platform import DeviceError
     from fd_core.host.errors import FdError
 
     try:
         set_up_logging()
         return int(module.run(args))
-    except (FdError, ValueError, OSError, MemoryError) as error:
+    except (FdError, DeviceError, ValueError, OSError, MemoryError) as error:
         logging.getLogger("fd").debug("details", exc_info=True)
         sys.stderr.write(f"fd {name}: {error}\n")
         return FAILURE

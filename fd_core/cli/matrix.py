@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fd_core import environ
 from fd_core.host.explain import Offer, chosen, dtypes, example, explain
 from fd_core.host.facts import Opened, open_device
 from fd_core.host.jsonable import from_verdict
@@ -64,6 +65,12 @@ class Matrix(_Row):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--platform", action="append", help="only this platform (default: all usable ones)")
+    parser.add_argument(
+        "--sim",
+        action="append",
+        metavar="NAME:ARCH",
+        help="a device that is not there, as its plug-in tells",
+    )
     parser.add_argument("--op", action="append", help="only this op")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
@@ -73,18 +80,25 @@ def run(args: argparse.Namespace) -> int:
     if args.schema:
         sys.stdout.write(json.dumps(Matrix.model_json_schema(), indent=2) + "\n")
         return 0
-    matrix = build(plugin_host(), args.platform, args.op)
+    matrix = build(plugin_host(), args.platform, args.op, args.sim)
     sys.stdout.write(matrix.model_dump_json(indent=1) + "\n" if args.json else text(matrix))
     return 0
 
 
-def build(host: PluginHost, platforms: list[str] | None = None, ops: list[str] | None = None) -> Matrix:
-    """Every op of the catalogue (or `ops`) on every usable platform (or `platforms`)."""
+def build(
+    host: PluginHost,
+    platforms: list[str] | None = None,
+    ops: list[str] | None = None,
+    sims: list[str] | None = None,
+) -> Matrix:
+    """Every op of the catalogue (or `ops`) on every usable platform (or `platforms`, or simulated ones)."""
     from fd_core import __version__
     from fd_core.ops.catalogue import find
 
-    names = platforms or [fact.name for fact in host.facts() if fact.verdict.ok]
-    devices = [open_device(host, name) for name in names]
+    sims = sims or ([] if platforms else [s for s in [environ.value("FD_SIM")] if s])
+    usable = [] if sims else [fact.name for fact in host.facts() if fact.verdict.ok]
+    devices = [open_device(host, name) for name in platforms or usable]
+    devices += [open_device(host, sim=sim) for sim in sims]
     definitions = [find(name) for name in ops] if ops else list(catalogue().values())
     cells = [cell(d, str(t), device) for d in definitions for t in dtypes(d) for device in devices]
     versions = {p.found.distribution: p.found.version for p in host.plugins if p.loaded}

@@ -29,17 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shape of a tensor parameter (without a name: of the first)",
     )
     parser.add_argument("--platform", help="platform to ask (default: the one in use)")
+    parser.add_argument(
+        "--sim", metavar="NAME:ARCH", help="a device that is not there, as its plug-in tells"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """0 if a kernel of the platform serves the call, 1 if only the oracle does or nothing."""
-    report = explain_op(args.op, args.dtype, args.shape, args.platform)
+    report = explain_op(args.op, args.dtype, args.shape, args.platform, args.sim)
     sys.stdout.write(json.dumps(report, indent=2) + "\n" if args.json else text(report))
     return 0 if report["served_by"] and not report["fallback"] else 1
 
 
-def explain_op(name: str, dtype: str | None, shapes: Iterable[str], platform: str | None) -> Json:
+def explain_op(
+    name: str, dtype: str | None, shapes: Iterable[str], platform: str | None, sim: str | None = None
+) -> Json:
     from fd_core.host.explain import chosen, example, explain
     from fd_core.host.facts import open_device
     from fd_core.host.jsonable import from_device
@@ -49,7 +54,7 @@ def explain_op(name: str, dtype: str | None, shapes: Iterable[str], platform: st
     kind = _dtype(definition, dtype)
     call = example(definition, kind, dict(_shape(definition, text, kind) for text in shapes))
     host = plugin_host()
-    opened = open_device(host, platform)
+    opened = open_device(host, platform, sim=sim)
     rows = explain(definition, opened.kernels, opened.info, call)
     winner = chosen(rows)
     return {

@@ -17,5 +17,9 @@ class UnsupportedOpError(FdError):
     """No kernel of this device can run the call; raised on the host before anything is launched."""
 
 
+class RequestFailedError(FdError, RuntimeError):
+    """A request ended in an error of the engine or its device."""
+
+
 class PlatformError(FdError):
     """No platform could be opened, or the one the user named could not."""

@@ -10,6 +10,7 @@ from fd_core.api.kernel import Kernel
 from fd_core.host.plugins import PluginHost
 from fd_core.host.reference import ReferencePlatform
 from fd_core.host.select import choose
+from fd_core.host.simulate import simulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,15 @@ class Opened:
         return self.name == ReferencePlatform.name
 
 
-def open_device(host: PluginHost, platform: str | None = None, index: int = 0) -> Opened:
-    """`platform` None: the one that a session would use. Raises PlatformError."""
+def open_device(
+    host: PluginHost, platform: str | None = None, index: int = 0, sim: str | None = None
+) -> Opened:
+    """`platform` None: the one that a session would use. `sim`, else FD_SIM unless a platform is named:
+    a device that is not there, as its plug-in describes it. Raises PlatformError."""
+    sim = sim or (None if platform else environ.value("FD_SIM"))
+    if sim:
+        name, info = simulated(host, sim)
+        return Opened(name, info, tuple(host.kernels(info)))
     choice = choose(host.facts(), platform or environ.value("FD_PLATFORM"))
     info = host.platform_class(choice.name)().open(index)
     native = choice.name == ReferencePlatform.name

@@ -48,13 +48,17 @@ class Step:
 
 @dataclass
 class Plugin:
-    """One plug-in on its way through the load sequence."""
+    """One plug-in on its way through the load sequence.
+
+    `described`: no device of it can be used, but its hooks may be asked, about devices that are not there.
+    """
 
     found: Found
     steps: list[Step] = field(default_factory=list)
     manifest: Manifest | None = None
     probe: ProbeResult = field(default_factory=ProbeResult)
     module: ModuleType | None = None
+    described: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -180,7 +184,7 @@ class PluginHost:
     def _collect(self, hook: str, kind: type, **facts: Any) -> Iterator[tuple[Plugin, Any]]:
         """Every item that the loaded plug-ins' hooks return, each an instance or subclass of `kind`."""
         for plugin in self.plugins:
-            if not plugin.loaded or plugin.module is None:
+            if plugin.module is None or not (plugin.loaded or plugin.described):
                 continue
             items, verdict = ask(self._manager, plugin.found, plugin.module, hook, **facts)
             items = [] if items is None else items
@@ -189,6 +193,21 @@ class PluginHost:
                 yield from ((plugin, item) for item in items)
             else:
                 _log.warning("%s", verdict)
+
+    def add_built_in(self, name: str, module: str) -> None:
+        """A plug-in that is part of this package: no manifest, no probe in a process of its own."""
+        plugin = Plugin(Found(name, module, "fd-core", __version__), [Step("find", YES)])
+        self.plugins.append(plugin)
+        plugin.probe = probing.probe_here(plugin.found)
+        self._import(plugin)
+
+    def simulated_devices(self) -> list[tuple[str, DeviceInfo]]:
+        """(platform, facts) of every architecture that a plug-in describes, on hand or not."""
+        for plugin in self.plugins:
+            if not plugin.loaded and plugin.probe.platforms:  # it survived being imported by its probe
+                plugin.module, verdict = load(self._manager, plugin.found)
+                plugin.described = verdict.ok
+        return [row for _, row in self._collect("fd_simulated_devices", tuple)]
 
     def kernels(self, device: DeviceInfo) -> list[Kernel]:
         found = list(self._collect("fd_kernels", Kernel, device=device))
@@ -295,6 +314,8 @@ def plugin_host() -> PluginHost:
     allowed = filtered(found, only, block, environ.value("FD_SAFE_MODE"))
     inline, timeout = environ.value("FD_PROBE") == "inline", environ.value("FD_PROBE_TIMEOUT")
     host = PluginHost(allowed, ProbeCache(cache_folder()), inline, timeout)
+    if environ.value("FD_SIM") or environ.value("FD_SIM_FAULT"):
+        host.add_built_in("simulated", "fd_core.testkit.simulated")
     for message in environ.registry.unknown():
         _log.warning("%s", message)
     return host

@@ -39,6 +39,13 @@ def fd_quant_methods(device: DeviceInfo) -> list[type[QuantMethod]]:
 
 
 @hookimpl
+def fd_simulated_devices() -> list[tuple[str, DeviceInfo]]:
+    from fd_cpu.platform import simulated_devices
+
+    return simulated_devices()
+
+
+@hookimpl
 def fd_stamp() -> dict[str, Any] | None:
     from fd_cpu.library import stamp
 

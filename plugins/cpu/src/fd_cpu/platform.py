@@ -15,7 +15,7 @@ from fd_core.api.device import HOST, DeviceInfo, ProbeReport
 from fd_core.api.host_platform import HostPlatform, host_memory
 from fd_core.api.tensor import Storage, Tensor, TensorSpec, empty_host
 from fd_cpu import library
-from fd_cpu.ladder import best_level, cpu_features, ladder
+from fd_cpu.ladder import Level, best_level, cpu_features, ladder
 
 HUGE_PAGE = 2 << 20  # bytes
 
@@ -91,6 +91,25 @@ def device_info(level: str) -> DeviceInfo:
         features=frozenset({"host_memory"}),
         activation_dtype=dt.float32,
         extra=MappingProxyType({"cpu_features": " ".join(sorted(known_features()))}),
+    )
+
+
+def simulated_devices() -> list[tuple[str, DeviceInfo]]:
+    """A processor of every level of every family."""
+    rows = [(family, level) for family in ("x86_64", "aarch64") for level in ladder(family)]
+    return [(CPUPlatform.name, typical_device(family, level)) for family, level in rows]
+
+
+def typical_device(family: str, level: Level) -> DeviceInfo:
+    return DeviceInfo(
+        device=HOST,
+        name=f"{family} processor",
+        arch=level.name,
+        arch_rank=level.rank,
+        memory=16 << 30,
+        features=frozenset({"host_memory"}),
+        activation_dtype=dt.float32,
+        extra=MappingProxyType({"cpu_features": " ".join(level.needs)}),
     )
 
 
