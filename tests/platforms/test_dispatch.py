@@ -178,7 +178,7 @@ def test_unknown_op() -> None:
 
 
 def test_call_costs_little_over_the_target() -> None:
-    """The rule is < 0.5 µs over a direct call; here with room for a busy machine."""
+    """Less than 0.5 µs over a direct call (measured: 0.09); the smallest of seven, for a busy machine."""
 
     def target(x: int, weight: int, eps: float, out: int) -> None:
         return None
@@ -187,7 +187,7 @@ def test_call_costs_little_over_the_target() -> None:
     number = 20_000
     direct = min(timeit.repeat(lambda: target(1, 2, 3.0, 4), number=number, repeat=7))
     frozen = min(timeit.repeat(lambda: op(1, 2, 3.0, 4), number=number, repeat=7))
-    assert (frozen - direct) / number < 1.5e-6
+    assert (frozen - direct) / number < 0.5e-6
     assert frozen < 8 * direct
 
 
