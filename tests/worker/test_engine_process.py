@@ -81,12 +81,12 @@ def test_refusals_and_aborts_leave_the_engine_empty(tiny_folder: Path) -> None:
 
 def test_death_reaches_every_waiting_request_within_two_seconds(tiny_folder: Path) -> None:
     async def body(engine: ProcessEngine) -> None:
-        streams = [engine.generate(request(f"r{i}", max_tokens=250)) for i in range(4)]
-        for stream in streams:
-            await anext(stream)
+        os.kill(engine.pid, signal.SIGSTOP)  # so that no request can be over before the engine is
+        waiting = [asyncio.create_task(tokens(engine.generate(request(f"r{i}")))) for i in range(4)]
+        await asyncio.sleep(0.1)
         started = time.monotonic()
         os.kill(engine.pid, signal.SIGKILL)
-        results = await asyncio.gather(*map(tokens, streams), return_exceptions=True)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
         assert time.monotonic() - started < 2
         assert all(isinstance(result, EngineDeadError) for result in results)
         assert "status -9" in engine.healthy()
