@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     written = write(args.name, args.into, args.kernel)
-    folder = args.into / f"fd-{args.name}"
+    folder = f"{args.into}/fd-{args.name}"
     sys.stdout.write("".join(f"wrote {file}\n" for file in written))
     sys.stdout.write(
         f"\nnext:  pip install -e {folder}\n"

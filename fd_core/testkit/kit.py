@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fd_core.ops.catalogue import catalogue
 from fd_core.testkit import checks, device_checks
-from fd_core.testkit.trial import NotApplicable, Trial
+from fd_core.testkit.trial import NotApplicable, Trial, declined
 
 if TYPE_CHECKING:
     from fd_core.host.session import Session
@@ -48,7 +48,7 @@ class Finding:
 
 def judge(trial: Trial, name: str) -> Finding:
     """Run one check. What the kernel raises is a finding, not an error of the kit."""
-    where = (trial.definition.name, trial.case.id, str(trial.dtype), name)
+    where = (*trial.where, name)
     try:
         CHECKS[name](trial)
     except NotApplicable as why:
@@ -82,5 +82,9 @@ def examine(
 ) -> Iterator[Finding]:
     """Findings of the checks named by `only` (default: all)."""
     for trial in trials(session, ops, dtypes):
+        verdict = declined(trial)
         for name in only or CHECKS:
-            yield judge(trial, name)
+            if verdict.ok or name == device_checks.predicate_agrees.__name__:
+                yield judge(trial, name)
+            else:
+                yield Finding(*trial.where, name, "skip", f"not taken by the kernel: {verdict}"[:600])

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fd_core.host.dispatch import FallbackOp
+
 if TYPE_CHECKING:
     from fd_core.host.session import Session
     from fd_core.testkit.bench import Timing
@@ -32,10 +34,16 @@ def report(session: Session, findings: Sequence[Finding], timings: Sequence[Timi
         "device": from_device(session.device),
         "stamps": stamps,
         "providers": {op: frozen.kernel.provider for op, frozen in session.ops.table.items()},
-        "without_kernel": sorted(session.ops.missing),
+        "without_kernel": without_kernel(session),
         "findings": [asdict(finding) for finding in findings],
         "timings": [asdict(timing) for timing in timings],
     }
+
+
+def without_kernel(session: Session) -> list[str]:
+    """Ops that the oracle serves in the place of a kernel, or nothing does."""
+    fallbacks = [name for name, op in session.ops.table.items() if isinstance(op, FallbackOp)]
+    return sorted([*session.ops.missing, *fallbacks])
 
 
 def write(file: Path, data: Json) -> None:
@@ -53,7 +61,8 @@ def text(session: Session, findings: Sequence[Finding], verbose: bool = False) -
         provider = frozen.kernel.provider if frozen else ""
         lines.append(f"{op:40} {provider:12} {count['pass']:6} {count['skip']:6} {count['fail']:6}")
     lines += failures(findings, verbose)
-    lines += [f"no kernel: {', '.join(sorted(session.ops.missing))}"] if session.ops.missing else []
+    missing = without_kernel(session)
+    lines += [f"no kernel: {', '.join(missing)}"] if missing else []
     return "\n".join(lines) + "\n"
 
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from fd_core.api.dtype import DType, dtype
 from fd_core.api.kernel import Kernel, Param, ParamKind
-from fd_core.api.tensor import Tensor
+from fd_core.api.tensor import Tensor, from_numpy
+from fd_core.api.verdict import YES, Verdict
+from fd_core.host.dispatch import accepts
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.oracle import ORACLE
 from fd_core.ops.schema import Case, OpDef
-from fd_core.testkit.check import Values, assert_close
+from fd_core.testkit.check import Values, arguments, assert_close
 
 if TYPE_CHECKING:
     from fd_core.host.session import Session
@@ -33,6 +35,10 @@ class Trial:
     definition: OpDef
     case: Case
     dtype: DType
+
+    @property
+    def where(self) -> tuple[str, str, str]:
+        return self.definition.name, self.case.id, str(self.dtype)
 
     def inputs(self, seed: int = 0) -> Values:
         return self.case.args(np.random.default_rng(seed), self.dtype.numpy())
@@ -64,6 +70,16 @@ def compiled(trial: Trial) -> Kernel:
     if kernel.provider == ORACLE:
         raise NotApplicable("the oracle serves this op")
     return kernel
+
+
+def declined(trial: Trial) -> Verdict:
+    """Why the platform's kernel leaves this call to others, by its record and its `supports`."""
+    kernel = trial.session.ops.table[trial.definition.name].kernel
+    if kernel.provider == ORACLE or not (kernel.requires.dtypes or kernel.supports):
+        return YES
+    values = arguments(trial.definition, trial.inputs()).values()
+    call = tuple(from_numpy(v) if isinstance(v, np.ndarray) else v for v in values)
+    return accepts(kernel, trial.definition.spec, call)
 
 
 def compare(trial: Trial, got: Values, want: Values) -> None:

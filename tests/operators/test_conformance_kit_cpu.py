@@ -29,7 +29,9 @@ def session() -> Session:
 
 @pytest.mark.parametrize("op", sorted({kernel.op for kernel in kernels()}))
 def test_op_conforms(session: Session, op: str) -> None:
+    if op not in session.ops and library.override() is not None:
+        pytest.skip(f"a developer's library without it: {session.ops.missing[op]}")
     findings = list(examine(session, [op]))
     failures = [finding for finding in findings if finding.status == "fail"]
     assert not failures, "\n".join(f"{f.case} {f.dtype} {f.check}: {f.detail}" for f in failures)
-    assert any(finding.status == "pass" for finding in findings)
+    assert any(finding.status == "pass" for finding in findings), session.ops.missing.get(op)
