@@ -7,7 +7,6 @@ that is reused (persistent step buffers, weights) costs one attribute read per c
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fd_core.api import dtype as dt
 from fd_core.api.device import HOST, Device
 from fd_core.api.dtype import DType
+from fd_core.api.ffi import tvm_ffi
 
 if TYPE_CHECKING:
     import numpy as np
@@ -293,14 +293,8 @@ def _managed_tensor(tensor: Tensor) -> _DLManagedTensor:
     return managed
 
 
-def _ffi_from_dlpack() -> Callable[[Any], Any]:
-    import tvm_ffi
-
-    return tvm_ffi.from_dlpack
-
-
 def _make_handle(tensor: Tensor) -> tuple[Any, _DLManagedTensor]:
     """A TVM-FFI tensor over the same memory. The structure has no deleter: `tensor` keeps it alive."""
     managed = _managed_tensor(tensor)
     capsule = _new_capsule(ctypes.addressof(managed), b"dltensor", None)
-    return _ffi_from_dlpack()(capsule), managed
+    return tvm_ffi().from_dlpack(capsule), managed

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fd_core.api.ffi import tvm_ffi
 from fd_core.api.tensor import from_numpy
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_core.environ import Variable, registry
@@ -88,9 +89,7 @@ def stamp() -> dict[str, Any] | None:
 
 @cache
 def module() -> Any:
-    import tvm_ffi
-
-    lib = tvm_ffi.load_module(str(chosen()[1]))
+    lib = tvm_ffi().load_module(str(chosen()[1]))
     lib.get_function("set_threads")(thread_count())
     pin_threads(lib, registry.value("FD_CPU_AFFINITY"))
     return lib
