@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ceilings import machine_facts
 
-COMMAND = [
+COMMAND = [sys.executable, "-m", "fd_core", "generate", "A list is", "--max-tokens", "1"]
     sys.executable,
     "-m",
     "fd_core",
