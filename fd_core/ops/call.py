@@ -111,6 +111,7 @@ def _convert(spec: OpSpec, param: Param, value: Any, session: Session) -> Any:
     """A Tensor on the session's device, or an attribute of the declared type."""
     label = f"{spec.name}.{param.name}"
     if param.kind is ParamKind.ATTR:
+        value = param.default if value is None and not param.required else value
         return attribute(label, param, value)
     if value is None and (param.optional or param.kind is ParamKind.OUT):
         return None

@@ -30,6 +30,9 @@ Out = Annotated[Array, Param("", ParamKind.OUT)]
 OptIn = Annotated[Array | None, Param("", ParamKind.IN, optional=True)]
 OptInOut = Annotated[Array | None, Param("", ParamKind.INOUT, optional=True)]
 
+#: The "default" of an output that follows attributes with defaults: there is none.
+REQUIRED: Any = inspect.Parameter.empty
+
 Infer = Callable[..., Sequence[TensorSpec]]
 
 

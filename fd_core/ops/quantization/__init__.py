@@ -1,0 +1,1 @@
+"""Op family `quantization`: one file per op."""
