@@ -144,6 +144,61 @@ def test_sums_to_floats(provider: str) -> None:
     np.testing.assert_array_equal(got, np.array([[2.0**31, -(2.0**30), 1.0]], np.float32))
 
 
+def token_quant(provider: str, x: Any, power: bool = False) -> tuple[Any, Any]:
+    found = run(provider, "per_token_quant", input=x, block_size=128, use_ue8m0=power)
+    return found["output"].astype(np.float32), found["output_scale"]
+
+
+@everywhere
+@pytest.mark.parametrize("shape", [(4, 512), (8, 512), (8, 1024), (3, 300)], ids=str)
+@pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
+def test_tokens_to_float8_and_back(provider: str, shape: tuple[int, int], dtype: Any) -> None:
+    """Three bits of mantissa: within 2^-4 of every normal value, and a subnormal step of the rest."""
+    x = normal(7, shape, dtype)
+    wide = x.astype(np.float64)
+    codes, scale = token_quant(provider, x)
+    steps = np.repeat(scale.astype(np.float64), 128, axis=1)[:, : shape[1]]
+    assert (np.abs(codes * steps - wide) <= np.abs(wide) * 2.0**-4 + steps * 2.0**-10).all()
+    tops = [np.abs(wide[:, k : k + 128]).max(1) / 448 for k in range(0, shape[1], 128)]
+    np.testing.assert_allclose(scale, np.stack(tops, axis=1), rtol=1e-6)
+    codes, packed = token_quant(provider, x, power=True)
+    exponents = packed.view(np.uint8)[:, : scale.shape[1]].astype(np.float64) - 127
+    np.testing.assert_array_equal(exponents, np.ceil(np.log2(scale.astype(np.float64))))
+    steps = np.repeat(np.exp2(exponents), 128, axis=1)[:, : shape[1]]
+    assert (np.abs(codes * steps - wide) <= np.abs(wide) * 2.0**-4 + steps * 2.0**-10).all()
+
+
+@everywhere
+def test_tokens_at_the_limits(provider: str) -> None:
+    """A scale that is a power of two already is not doubled; zeros have the floor's scale; NaN stays."""
+    x = np.zeros((3, 256), np.float16)
+    x[0, :128], x[0, 5], x[1, 3], x[1, 130] = 1, 448, np.nan, 2
+    codes, scale = token_quant(provider, x)
+    np.testing.assert_array_equal(scale[0], np.array([1, np.float32(1e-10) / np.float32(448)], np.float32))
+    assert np.isnan(codes[1, 3])
+    assert np.isnan(codes).sum() == 1
+    assert codes[1, 130] == 448
+    assert not codes[2].any()
+    _, packed = token_quant(provider, x, power=True)
+    assert packed.view(np.uint8)[0, 0] == 127
+    assert (packed.view(np.uint8)[:, 2:] == 0).all()
+
+
+@everywhere
+def test_a_token_alone_and_in_a_batch(provider: str) -> None:
+    x = normal(8, (5, 300), TYPES[1])
+    assert_rows_alone(provider, "per_token_quant", input=x, block_size=128, use_ue8m0=False)
+
+
+def test_refusals_of_per_token_quant() -> None:
+    good: dict[str, Any] = {"input": np.ones((2, 128), np.float16), "block_size": 128, "use_ue8m0": False}
+    for error, match, change in [
+        (ValueError, r"per_token_quant\.block_size: want 128, have 64", {"block_size": 64}),
+        (TypeError, r"per_token_quant\.input: want bf", {"input": np.ones((2, 128), np.float32)}),
+    ]:
+        assert_refused("fd-cpu", "per_token_quant", error, match, **{**good, **change})
+
+
 X = np.ones((64, 16), np.float32)
 BAD_WEIGHTS = [
     ("arch", {"arch": 100}, r"weight_quantize\.arch: want one of .*90.*, have 100"),
