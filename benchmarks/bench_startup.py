@@ -18,16 +18,6 @@ from pathlib import Path
 from ceilings import machine_facts
 
 COMMAND = [sys.executable, "-m", "fd_core", "generate", "A list is", "--max-tokens", "1"]
-    sys.executable,
-    "-m",
-    "fd_core",
-    "generate",
-    "A list is",
-    "--max-tokens",
-    "1",
-    "--temperature",
-    "0",
-]
 
 
 def first_token() -> float:
