@@ -66,6 +66,16 @@ def rows_are_independent(trial: Trial) -> None:
             raise CheckFailed(f"{param.name}: the last row alone differs from the last row of the batch")
 
 
+def no_rows(trial: Trial) -> None:
+    """A batch without rows: nothing to do, and nothing to touch."""
+    compiled(trial)
+    names, inputs = trial.definition.rows, trial.inputs()
+    if not names or trial.case.coupled:
+        raise NotApplicable("the contract names no rows")
+    empty = {k: v[:0] if k in names and isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+    right_or_refused(trial, arguments(trial.definition, empty), "no rows")
+
+
 def strided_tensors(trial: Trial) -> None:
     """Tensors with gaps between rows."""
     values = arguments(trial.definition, trial.inputs())

@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
         checks.agrees_with_oracle,
         checks.repeats,
         checks.rows_are_independent,
+        checks.no_rows,
         checks.strided_tensors,
         checks.misaligned_tensors,
         checks.wrong_dtypes,

@@ -123,6 +123,12 @@ def no_checks(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     out.numpy().reshape(-1).view(np.float32)[:count] = result[: out.numel]
 
 
+def first_row_unasked(x: Any, weight: Any, eps: float, out: Any) -> None:
+    sound(x, weight, eps, out)
+    if not len(x):
+        raise ZeroDivisionError("no first row")
+
+
 def late_check(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     out.numpy()[...] = 0
     validated(sound)(x, weight, eps, out)
@@ -152,6 +158,7 @@ def allocating(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         (validated(writes_its_input), "agrees_with_oracle"),
         (validated(rows_coupled), "rows_are_independent"),
         (validated(nondeterministic), "repeats"),
+        (validated(first_row_unasked), "no_rows"),
         (no_checks, "wrong_dtypes"),
         (late_check, "wrong_shapes"),
         (ignores_strides, "strided_tensors"),
