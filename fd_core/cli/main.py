@@ -63,15 +63,15 @@ def run(name: str, words: Sequence[str]) -> int:
     try:
         set_up_logging()
         return int(module.run(args))
+    except BrokenPipeError:  # the reader has gone; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except (FdError, DeviceError, ValueError, OSError, MemoryError) as error:
         logging.getLogger("fd").debug("details", exc_info=True)
         sys.stderr.write(f"fd {name}: {error}\n")
         return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader has gone; Python would complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILURE
 
 
 def set_up_logging() -> None:

@@ -58,7 +58,8 @@ class Case:
     """One input set, for correctness and (with `bench`) for speed.
 
     `args(rng, dtype)` returns every input by name: NumPy arrays, attributes, None for absent.
-    `dtypes` are the values `dtype` runs through. `bytes`/`flops` of the call serve the benchmark.
+    `dtypes` are the values `dtype` runs through. `bytes`/`flops` of the call serve the benchmark;
+    `bytes` is a function of the element size where it depends on `dtype`.
     `coupled`: why the op's rows influence each other in this case; empty: they must not.
     """
 
@@ -66,9 +67,12 @@ class Case:
     args: Callable[[np.random.Generator, np.dtype[Any]], dict[str, Any]]
     dtypes: tuple[DType, ...]
     bench: bool = False
-    bytes: int = 0
+    bytes: int | Callable[[int], int] = 0
     flops: int = 0
     coupled: str = ""
+
+    def bytes_of(self, dtype: DType) -> int:
+        return self.bytes(dtype.itemsize) if callable(self.bytes) else self.bytes
 
 
 @dataclass(frozen=True, slots=True)

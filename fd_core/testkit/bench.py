@@ -62,11 +62,12 @@ def timing(trial: Trial, against: str = "") -> Timing:
     frozen = trial.session.ops.table[trial.definition.name]
     median, spread, count = measure(trial, frozen.target)
     case, seconds = trial.case, median / 1e6
+    size = case.bytes_of(trial.dtype)
     ratio = measure(trial, other_target(trial, against))[0] / median if against else 0.0
     return Timing(
         *(trial.definition.name, case.id, str(trial.dtype), frozen.kernel.provider),
         *(round(median, 3), round(spread, 3), count),
-        bytes_per_second=round(case.bytes / seconds, 1),
+        bytes_per_second=round(size / seconds, 1),
         flops_per_second=round(case.flops / seconds, 1),
         against=against,
         ratio=round(ratio, 3),

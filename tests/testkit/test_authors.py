@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fd_core.api.dtype import dtype
 from fd_core.cli import main
 from fd_core.host.freeze import freeze
 from fd_core.host.session import Session, open_session
@@ -66,6 +67,12 @@ class TestBench:
         assert {row.case for row in rows} == {"1x1024", "512x1024", "64x8192"}
         assert all(row.microseconds > 0 and row.bytes_per_second > 0 and row.ratio > 0 for row in rows)
         assert "rms_norm" in table(rows)
+
+    def test_bytes_follow_the_element_size(self) -> None:
+        case = next(case for case in catalogue()["rms_norm"].cases if case.id == "512x1024")
+        assert [case.bytes_of(dtype(name)) for name in ("float32", "bfloat16")] == [4 << 20, 2 << 20]
+        assert all(isinstance(case.bytes_of(t), int) for one in catalogue().values()
+                   for case in one.cases for t in case.dtypes)  # fmt: skip
 
     def test_summary_is_the_median(self) -> None:
         values = iter([1.0, *[2.0, 4.0, 3.0] * 20])

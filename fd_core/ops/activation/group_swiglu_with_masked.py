@@ -20,7 +20,7 @@ def _case(shape: tuple[int, int, int], counts: list[int], ids: str, bench: bool 
         return {"x": x, "token_nums_per_expert": np.array(counts, ids)}
 
     name = "x".join(map(str, shape)) + f"-{ids}"
-    return Case(name, args, FLOATS, bench, bytes=6 * sum(counts) * shape[2])
+    return Case(name, args, FLOATS, bench, bytes=lambda size: 3 * size * sum(counts) * shape[2] // 2)
 
 
 CASES = [_case((4, 8, 32), [5, 8, 0, 3], "int64"), _case((4, 8, 32), [5, 8, 0, 3], "int32")]

@@ -19,7 +19,13 @@ def halves_case(shape: tuple[int, ...], bench: bool = False) -> Case:
     def args(rng: np.random.Generator, dtype: np.dtype[Any]) -> dict[str, Any]:
         return {"x": (rng.standard_normal(shape) * 3).astype(dtype)}
 
-    return Case("x".join(map(str, shape)), args, FLOATS, bench, bytes=6 * int(np.prod(shape)))
+    return Case(
+        "x".join(map(str, shape)),
+        args,
+        FLOATS,
+        bench,
+        bytes=lambda size: 3 * size * int(np.prod(shape)) // 2,
+    )
 
 
 def halves_infer(x: TensorSpec) -> list[TensorSpec]:
@@ -33,7 +39,7 @@ def _case(shape: tuple[int, ...], with_y: bool, bench: bool = False) -> Case:
         return {"x": x, "y": y if with_y else None}
 
     name = "x".join(map(str, shape)) + ("-y" if with_y else "")
-    return Case(name, args, FLOATS, bench, bytes=6 * int(np.prod(shape)))
+    return Case(name, args, FLOATS, bench, bytes=lambda size: 3 * size * int(np.prod(shape)) // 2)
 
 
 CASES = [_case(s, False) for s in ((0, 8), (1, 2), (3, 14), (17, 200), (2, 3, 40), (6,))]

@@ -18,7 +18,9 @@ def _case(rows: int, width: int, kind: str, bench: bool = False) -> Case:
         x = (rng.standard_normal((rows, width)) * 5).astype(dtype)
         return {"x": x, "alpha": 1.702, "limit": 7.0, "type": kind}
 
-    return Case(f"{rows}x{width}-{kind}", args, FLOATS, bench, bytes=6 * rows * width)
+    return Case(
+        f"{rows}x{width}-{kind}", args, FLOATS, bench, bytes=lambda size: 3 * size * rows * width // 2
+    )
 
 
 _SHAPES = ((0, 8), (1, 2), (3, 14), (17, 200))

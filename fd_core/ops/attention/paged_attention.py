@@ -70,7 +70,7 @@ def _case(id: str, queries: Sequence[int], past: Sequence[int], bench: bool = Fa
     keys, (heads, kv_heads) = sum(queries) + sum(past), more.get("heads", (4, 2))
     dim = more.get("dim", 64)
     pairs = sum(n * p + n * (n + 1) // 2 for n, p in zip(queries, past, strict=True))
-    sizes = {"bytes": 2 * 2 * keys * kv_heads * dim, "flops": 4 * pairs * heads * dim}
+    sizes = {"bytes": lambda size: 2 * size * keys * kv_heads * dim, "flops": 4 * pairs * heads * dim}
     return Case(id, args, FLOATS, bench, **sizes)
 
 

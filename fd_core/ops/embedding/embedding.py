@@ -18,7 +18,7 @@ def _case(tokens: int, vocab: int, hidden: int, ids: str, bench: bool = False) -
         return {"ids": rng.integers(0, max(vocab, 1), tokens).astype(ids), "weight": weight}
 
     name = f"{tokens}-{vocab}x{hidden}-{ids}"
-    return Case(name, args, FLOATS, bench, bytes=2 * 4 * tokens * hidden)
+    return Case(name, args, FLOATS, bench, bytes=lambda size: 2 * size * tokens * hidden)
 
 
 CASES = [_case(0, 5, 8, "int32"), _case(1, 1, 1, "int64"), _case(7, 5, 33, "int32")]

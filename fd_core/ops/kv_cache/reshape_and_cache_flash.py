@@ -31,7 +31,7 @@ def _case(tokens: int, heads: int, dim: int, block_size: int, mode: str, bench: 
         }  # fmt: skip
 
     name = f"{tokens}x{heads}x{dim}-bs{block_size}-{mode or 'empty'}"
-    return Case(name, args, FLOATS, bench, bytes=2 * 2 * 4 * tokens * heads * dim)
+    return Case(name, args, FLOATS, bench, bytes=lambda size: 4 * size * tokens * heads * dim)
 
 
 def _rounding_case(cache: str) -> Case:

@@ -28,7 +28,14 @@ def _case(m: int, k: int, n: int, *, bias: bool = False, wide: bool = False, ben
         return {"x": x if wide else x.astype(dtype), "weight": weight.astype(dtype), "bias": shift}
 
     name = f"{m}x{k}x{n}" + "-bias" * bias + "-x32" * wide
-    return Case(name, args, FLOATS, bench, bytes=2 * k * n + 4 * m * (k + n), flops=2 * m * k * n)
+    return Case(
+        name,
+        args,
+        FLOATS,
+        bench,
+        bytes=lambda size: size * (k * n + m * n) + (4 if wide else size) * m * k,
+        flops=2 * m * k * n,
+    )
 
 
 CASES = [

@@ -31,8 +31,8 @@ def _case(shape: tuple[int, ...], block_dim: int, pairs: int, bench: bool = Fals
         }
 
     name = "x".join(map(str, shape)) + f"-dim{block_dim}-{pairs}"
-    touched = 2 * 4 * pairs * int(np.prod(shape)) // max(1, shape[block_dim])
-    return Case(name, args, DTYPES, bench, bytes=touched)
+    touched = 2 * pairs * int(np.prod(shape)) // max(1, shape[block_dim])
+    return Case(name, args, DTYPES, bench, bytes=lambda size: size * touched)
 
 
 CASES = [_case((6, 3), 0, 0), _case((6, 3), 0, 4), _case((2, 7, 3, 5), 1, 3), _case((2, 2, 9), 2, 5)]

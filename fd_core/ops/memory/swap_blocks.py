@@ -22,7 +22,7 @@ def _case(inner: tuple[int, ...], src: int, dst: int, pairs: int, bench: bool = 
         }
 
     name = f"{src}-to-{dst}-" + "x".join(map(str, inner)) + f"-{pairs}"
-    return Case(name, args, DTYPES, bench, bytes=2 * 4 * pairs * int(np.prod(inner)))
+    return Case(name, args, DTYPES, bench, bytes=lambda size: 2 * size * pairs * int(np.prod(inner)))
 
 
 CASES = [_case((3,), 4, 6, 0), _case((3, 5), 4, 6, 5), _case((), 3, 3, 2), _case((2, 0), 3, 3, 2)]

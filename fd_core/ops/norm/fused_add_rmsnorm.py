@@ -18,7 +18,7 @@ def _case(tokens: int, hidden: int, bench: bool = False, wide_weight: bool = Fal
         return {"x": x, "residual": residual, "weight": weight, "eps": 1e-5}
 
     name = f"{tokens}x{hidden}" + ("-float32-weight" if wide_weight else "")
-    return Case(name, args, FLOATS, bench, bytes=4 * 4 * tokens * hidden)
+    return Case(name, args, FLOATS, bench, bytes=lambda size: 4 * size * tokens * hidden)
 
 
 CASES = [_case(0, 64), _case(1, 1), _case(3, 7), _case(17, 100), _case(2, 2560)]

@@ -24,7 +24,7 @@ def _case(tokens: int, hidden: int, bias: bool, bench: bool = False) -> Case:
         return {"x": x.astype(dtype), "weight": weight, "bias": shift if bias else None, "eps": 1e-5}
 
     name = f"{tokens}x{hidden}" + ("-bias" if bias else "")
-    return Case(name, args, FLOATS, bench, bytes=2 * 4 * tokens * hidden)
+    return Case(name, args, FLOATS, bench, bytes=lambda size: 2 * size * tokens * hidden)
 
 
 CASES = [_case(0, 64, True), _case(1, 1, False), _case(3, 7, True), _case(17, 100, False)]

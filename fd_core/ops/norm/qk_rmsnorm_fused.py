@@ -23,8 +23,14 @@ def _case(tokens: int, q_heads: int, kv_heads: int, head_dim: int, bench: bool =
             **{"eps": 1e-6, "q_size": q_size, "kv_size": kv_size, "head_dim": head_dim},
         }
 
-    touched = 2 * 4 * tokens * (q_size + kv_size)
-    return Case(f"{tokens}-q{q_heads}-kv{kv_heads}-d{head_dim}", args, FLOATS, bench, bytes=touched)
+    touched = 2 * tokens * (q_size + kv_size)
+    return Case(
+        f"{tokens}-q{q_heads}-kv{kv_heads}-d{head_dim}",
+        args,
+        FLOATS,
+        bench,
+        bytes=lambda size: size * touched,
+    )
 
 
 CASES = [_case(0, 2, 1, 8), _case(1, 1, 1, 1), _case(3, 4, 2, 24), _case(5, 3, 3, 80)]

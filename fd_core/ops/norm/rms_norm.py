@@ -23,7 +23,7 @@ def _case(tokens: int, hidden: int, bench: bool = False, wide_weight: bool = Fal
         return {"x": x, "weight": weight, "eps": 1e-6}
 
     name = f"{tokens}x{hidden}" + ("-float32-weight" if wide_weight else "")
-    return Case(name, args, FLOATS, bench, bytes=2 * 4 * tokens * hidden)
+    return Case(name, args, FLOATS, bench, bytes=lambda size: 2 * size * tokens * hidden)
 
 
 CASES = [_case(0, 64), _case(1, 1), _case(3, 7), _case(17, 100), _case(4, 1024), _case(2, 4096)]

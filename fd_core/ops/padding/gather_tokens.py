@@ -18,8 +18,8 @@ def _case(rows: int, inner: tuple[int, ...], picks: int, ids: str, bench: bool =
         return {"src": src, "indices": rng.integers(-1, rows, picks).astype(ids)}
 
     name = f"{picks}-of-{rows}" + "".join(f"x{n}" for n in inner) + f"-{ids}"
-    touched = 2 * 4 * picks * int(np.prod(inner))
-    return Case(name, args, (float32, bfloat16, uint8, int64), bench, bytes=touched)
+    touched = 2 * picks * int(np.prod(inner))
+    return Case(name, args, (float32, bfloat16, uint8, int64), bench, bytes=lambda size: size * touched)
 
 
 CASES = [_case(5, (8,), 0, "int64"), _case(5, (), 7, "int32"), _case(5, (3, 4), 9, "int64")]

@@ -24,8 +24,8 @@ def _case(tokens: int, num_heads: int, head_dim: int, bench: bool = False) -> Ca
             "head_dim": head_dim,
         }
 
-    touched = 2 * 4 * tokens * 3 * num_heads * head_dim
-    return Case(f"{tokens}x{num_heads}x{head_dim}", args, FLOATS, bench, bytes=touched)
+    touched = 2 * tokens * 3 * num_heads * head_dim
+    return Case(f"{tokens}x{num_heads}x{head_dim}", args, FLOATS, bench, bytes=lambda size: size * touched)
 
 
 CASES = [_case(0, 2, 8), _case(1, 1, 2), _case(3, 2, 80), _case(5, 3, 36)]

@@ -44,8 +44,8 @@ def _case(
 
     style = "neox" if neox else "interleaved"
     name = "x".join(map(str, shape)) + f"-{style}-{ids}" + ("-narrow" if narrow_table else "")
-    touched = 2 * 4 * tokens * (q_heads + k_heads) * rotary_dim
-    return Case(name, args, FLOATS, bench, bytes=touched)
+    touched = 2 * tokens * (q_heads + k_heads) * rotary_dim
+    return Case(name, args, FLOATS, bench, bytes=lambda size: size * touched)
 
 
 CASES = [
