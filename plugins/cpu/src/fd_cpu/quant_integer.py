@@ -2,8 +2,9 @@
 
 `wint8`, `w8a8`: one scale per output column. `wint4`, `w4a8`: one per group of inputs and column
 (option `group_size`: 32, 64 or 128). The `a8` methods also quantise each token's activations to int8,
-with a scale per group of inputs (128 with int8 weights), and sum a group in int32; the others keep float32 activations. Embedding tables that are looked up, routers and
-experts stay as they are; the output head is a linear layer like the others (`skip` spares it).
+with a scale per group of inputs (128 with int8 weights), and sum a group in int32; the others keep
+float32 activations. Embedding tables that are looked up, routers and experts stay as they are; the
+output head is a linear layer like the others (`skip` spares it).
 """
 
 from __future__ import annotations
