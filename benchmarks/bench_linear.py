@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ceilings import Ceilings, machine_facts
 from fd_cpu import library
-from fd_cpu.platform import CPUPlatform, processor_name
+from fd_cpu.platform import CPUPlatform
 from fd_cpu.quant import packed_spec
 
 from fd_core.api import dtype as dt
@@ -38,8 +39,6 @@ SHAPES = {
     "head": (1024, 151936),
 }  # name -> (K, N)
 POOL = 256 << 20  # bytes of weights that one cell walks through
-READ = 64 << 20  # bytes of one measurement of the read ceiling
-FMA_BATCHES = 200
 BURST = 4
 SETTLE = 0.005  # seconds; idle threads of either side spin for less
 PLATFORM = CPUPlatform()
@@ -65,34 +64,6 @@ class Times:
         return statistics.median(self.values)
 
 
-class Ceilings:
-    """Read bandwidth and multiply-add rate, measured again whenever asked; the best counts."""
-
-    def __init__(self) -> None:
-        self.buffer = PLATFORM.empty(TensorSpec((8 * READ,), dt.uint8))
-        self.buffer.numpy()[...] = 1
-        self.sums = from_numpy(np.zeros(16, np.int32))
-        self.lanes = np.zeros(1, np.int32)
-        self.reads, self.fmas = Times(), Times()
-        for _ in range(16):
-            self.measure()
-
-    def measure(self) -> None:
-        turn = len(self.reads.values) % 8
-        part = self.buffer.slice(turn * READ, (turn + 1) * READ)
-        self.reads.add(lambda: library.ceiling_read(part, self.sums))
-        for _ in range(3):
-            self.fmas.add(lambda: library.ceiling_fma(FMA_BATCHES, from_numpy(self.lanes)))
-
-    @property
-    def bandwidth(self) -> float:
-        return READ / self.reads.best
-
-    @property
-    def flops(self) -> float:
-        return 2 * 12 * 1024 * FMA_BATCHES * int(self.lanes[0]) / self.fmas.best
-
-
 @dataclass
 class Row:
     """One cell of the table; times in microseconds, rates in GB/s and GFLOP/s."""
@@ -110,7 +81,7 @@ class Row:
 
     def rate(self, ceilings: Ceilings) -> None:
         """Our share of the nearer limit, by the ceilings known so far."""
-        self.share = max(self.gigabytes_s * 1e9 / ceilings.bandwidth, self.gigaflops * 1e9 / ceilings.flops)
+        self.share = max(self.gigabytes_s * 1e9 / ceilings.read, self.gigaflops * 1e9 / ceilings.fma)
 
 
 def weights(shape: str, kind: dt.DType) -> list[Tensor]:
@@ -206,14 +177,7 @@ def facts(args: argparse.Namespace) -> dict[str, Any]:
         import torch
 
         versions["torch"] = torch.__version__
-    return {
-        "processor": processor_name(),
-        "threads": library.thread_count(),
-        "level": PLATFORM.open(0).arch,
-        "system": machine.platform(),
-        "versions": versions,
-        "seconds_per_cell": args.seconds,
-    }
+    return {**machine_facts(), "versions": versions, "seconds_per_cell": args.seconds}
 
 
 def parse() -> argparse.Namespace:
@@ -230,6 +194,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     ceilings = Ceilings()
+    ceilings.measure(16)
     heads = ("shape", "rows", "dtype", "ours us", "(median)", "torch us", "(median)", "ratio")
     print(
         "{:8} {:4} {:9} {:>10} {:>10} {:>10} {:>10} {:>6}".format(*heads),
@@ -247,7 +212,7 @@ def main() -> None:
 
 
 def finish(args: argparse.Namespace, ceilings: Ceilings, table: list[Row]) -> None:
-    found = {"read_gb_s": ceilings.bandwidth / 1e9, "fma_gflop_s": ceilings.flops / 1e9}
+    found = {"read_gb_s": ceilings.read / 1e9, "fma_gflop_s": ceilings.fma / 1e9}
     print("ceilings:", ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
     for row in table:
         row.rate(ceilings)
