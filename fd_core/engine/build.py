@@ -159,6 +159,7 @@ def assemble(config: EngineConfig, session: Session, model: CausalLM, length: in
         max_num_seqs=config.max_num_seqs,
         max_num_tokens=config.max_num_batched_tokens,
         max_model_len=length,
+        use_graphs=config.enable_graphs,
     )
     kv = KVManager(blocks, config.block_size, host_blocks=host_blocks, prefix=config.enable_prefix_caching)
     return Engine(

@@ -57,9 +57,11 @@ class DummyRunner:
         prompt_len: int | list[int],
         decode_len: int = 0,
         mode: Mode = "mixed",
+        use_graph: bool | None = None,
         seed: int = 0,
     ) -> DummyReport:
-        """`mode` "prefill" leaves the decode steps out; "decode" times them alone.
+        """`mode` "prefill" leaves the decode steps out; "decode" times them alone. `use_graph` None:
+        captured decode steps where the device has them.
 
         Raises ValueError for sizes below 1, a list of another length than the batch, or a sum of
         prompt and decode lengths beyond the model's context.
@@ -67,7 +69,7 @@ class DummyRunner:
         lengths = self._lengths(batch_size, prompt_len, decode_len)
         decode_len = 0 if mode == "prefill" else decode_len
         seqs = self._sequences(lengths, decode_len, seed)
-        runner, scheduler = self._private(seqs)
+        runner, scheduler = self._private(seqs, use_graph is not False)
         times: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         tokens: dict[str, int] = dict.fromkeys(PHASES, 0)
         finite: list[bool] = []
@@ -126,7 +128,7 @@ class DummyRunner:
             for i, length in enumerate(lengths)
         ]
 
-    def _private(self, seqs: list[Sequence]) -> tuple[ModelRunner, Scheduler]:
+    def _private(self, seqs: list[Sequence], use_graphs: bool) -> tuple[ModelRunner, Scheduler]:
         blocks = sum(-(-seq.limit // self.block_size) for seq in seqs)
         context = self.model.context
         pools = KVPools(context.platform, context.ops, self.model.kv_layouts(), blocks)
@@ -137,6 +139,7 @@ class DummyRunner:
             max_num_seqs=len(seqs),
             max_num_tokens=self.max_num_tokens,
             max_model_len=self.max_model_len,
+            use_graphs=use_graphs,
         )
         scheduler = Scheduler(
             KVManager(blocks, self.block_size, prefix=False), len(seqs), self.max_num_tokens

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fd_core.api.tensor import Tensor
+from fd_core.engine.graphs import DecodeGraphs
 from fd_core.engine.kv_pools import KVPools
 from fd_core.engine.request import TokenLogprobs
 from fd_core.engine.sampler import Sampler
 from fd_core.engine.sampling_state import RowState
 from fd_core.engine.scheduler import Scheduled, StepPlan
 from fd_core.engine.sequence import Sequence
-from fd_core.engine.step_inputs import InputBuilder, Slots
+from fd_core.engine.step_inputs import InputBuilder, Slots, StepInputs
 from fd_core.models.base import CausalLM
 
 
@@ -33,9 +34,16 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: CausalLM, pools: KVPools, *, block_size: int, max_num_seqs: int, max_num_tokens: int,
+        self,
+        model: CausalLM,
+        pools: KVPools,
+        *,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_tokens: int,
         max_model_len: int,
-    ) -> None:  # fmt: skip
+        use_graphs: bool = True,
+    ) -> None:
         context = model.context
         self.model = model
         self.pools = pools
@@ -46,6 +54,9 @@ class ModelRunner:
         width = -(-max_model_len // block_size)
         self.slots = Slots(max_num_seqs, max_model_len, width)
         self.inputs = InputBuilder(context.platform, self.slots, block_size, max_num_seqs, max_num_tokens)
+        self.graphs: DecodeGraphs | None = None
+        if use_graphs:
+            self.graphs = DecodeGraphs(context.platform, self.inputs, self._run_model, max_num_seqs)
         self.sampler = Sampler(
             context.ops, context.platform, context.device, model.config.vocab_size, max_num_seqs
         )
@@ -53,12 +64,21 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run `plan`; sequences are not changed, except for their prompt log-probabilities."""
         self._prepare(plan)
-        inputs = self.inputs.build(plan.items)
-        hidden = self.model.forward(inputs.input_ids, inputs.positions, inputs.batch, self.pools.device)
+        inputs, hidden = self._forward(plan.items)
         self._prompt_logprobs(plan.items, hidden)
         return self._sample(
             [item.seq for item in plan.items if item.completes], hidden, inputs.logits_indices
         )
+
+    def _forward(self, items: list[Scheduled]) -> tuple[StepInputs, Tensor]:
+        captured = self.graphs.run(items) if self.graphs is not None else None
+        if captured is not None:
+            return captured
+        inputs = self.inputs.build(items)
+        return inputs, self._run_model(inputs)
+
+    def _run_model(self, inputs: StepInputs) -> Tensor:
+        return self.model.forward(inputs.input_ids, inputs.positions, inputs.batch, self.pools.device)
 
     def append(self, seq: Sequence, token: int) -> None:
         """`token` was appended to `seq`; the next step reads it from the slot."""

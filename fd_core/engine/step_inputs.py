@@ -79,8 +79,9 @@ class InputBuilder:
         self.block_table = TwinBuffer(platform, (max_num_seqs, slots.block_table.shape[1]), int32, fill=-1)
         self.logits_indices = TwinBuffer(platform, (max_num_seqs,), int32)
 
-    def build(self, items: list[Scheduled]) -> StepInputs:
-        """Rows in the order of `items`; a step's last rows are those of sequences that complete."""
+    def build(self, items: list[Scheduled], pad_to: int = 0) -> StepInputs:
+        """Rows in the order of `items`. `pad_to`: for a step of one token each, the rows to fill up to
+        with padding; shapes and host values then depend on it alone, so that the step can be captured."""
         rows = np.array([item.seq.slot for item in items])  # the index map: batch row -> slot
         starts = np.array([item.seq.num_computed for item in items], np.int64)
         counts = np.array([item.count for item in items], np.int64)
@@ -88,7 +89,7 @@ class InputBuilder:
         self._token_arrays(rows, starts, counts, ends)
         wanted = [end - 1 for end, item in zip(ends.tolist(), items, strict=True) if item.completes]
         self.logits_indices.host[: len(wanted)] = wanted
-        batch = self._batch(rows, starts, counts)
+        batch = self._padded_batch(rows, pad_to) if pad_to else self._batch(rows, starts, counts)
         return StepInputs(
             self.input_ids.upload(batch.num_tokens),
             self.positions.upload(batch.num_tokens),
@@ -115,11 +116,29 @@ class InputBuilder:
         self.slot_mapping.host[:total] = blocks * self.block_size + positions % self.block_size
 
     def _batch(self, rows: Array, starts: Array, counts: Array) -> AttentionBatch:
-        n, total, longest = len(rows), int(counts.sum()), int((starts + counts).max())
+        longest = int((starts + counts).max())
         width = -(-longest // self.block_size)
-        table = self.block_table.host.reshape(-1)[: n * width].reshape(n, width)
-        table[...] = self.slots.block_table[rows, :width]
-        self.block_table.upload(n)
+        self._fill_table(rows, len(rows), width)
+        return self._views(len(rows), int(counts.sum()), width, int(counts.max()), longest)
+
+    def _padded_batch(self, rows: Array, size: int) -> AttentionBatch:
+        """Padding rows have no query and write nothing; the table has its full width."""
+        n, width = len(rows), self.slots.block_table.shape[1]
+        self.input_ids.host[n:size] = 0
+        self.positions.host[n:size] = 0
+        self.slot_mapping.host[n:size] = -1
+        self.cu_seqlens_q.host[n + 1 : size + 1] = n
+        self.seq_lens.host[n:size] = 0
+        self._fill_table(rows, size, width)
+        return self._views(size, size, width, 1, width * self.block_size)
+
+    def _fill_table(self, rows: Array, size: int, width: int) -> None:
+        table = self.block_table.host.reshape(-1)[: size * width].reshape(size, width)
+        table[: len(rows)] = self.slots.block_table[rows, :width]
+        table[len(rows) :] = -1
+        self.block_table.upload(size)
+
+    def _views(self, n: int, total: int, width: int, max_query: int, longest: int) -> AttentionBatch:
         return AttentionBatch(
             num_tokens=total,
             num_seqs=n,
@@ -127,6 +146,6 @@ class InputBuilder:
             seq_lens=self.seq_lens.upload(n),
             block_table=self.block_table.block(n, width),
             slot_mapping=self.slot_mapping.upload(total),
-            max_query_len=int(counts.max()),
+            max_query_len=max_query,
             max_seq_len=longest,
         )
