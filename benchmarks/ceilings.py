@@ -78,6 +78,6 @@ def machine_facts() -> dict[str, Any]:
         "isa": library.chosen()[0],
         "threads": library.thread_count(),
         "cores": os.cpu_count(),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "when": time.strftime("%Y-%m-%d"),
     }
