@@ -11,9 +11,6 @@ from integer import (
     SHAPES,
     bound,
     check_rows_alone,
-    check_threads,
-    check_what_is_not_finite,
-    check_zeros,
     int4_weight,
     layer,
     make,
@@ -82,24 +79,6 @@ def test_the_group_is_an_option() -> None:
 @every_group
 def test_rows_do_not_depend_on_the_batch(group: int) -> None:
     check_rows_alone(layer(make("wint4", group_size=group), normal(6, (300, 330), dt.bfloat16)), 330)
-
-
-def test_threads_do_not_change_a_bit() -> None:
-    check_threads(layer(make("wint4"), normal(8, (1000, 700), dt.bfloat16)), 700)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinities_stay_in_their_place(value: float) -> None:
-    weight = normal(10, (70, 90))
-    clean = layer(make("wint4"), weight)
-    weight[41, 7] = value
-    check_what_is_not_finite(layer(make("wint4"), weight), clean, 41, 90)
-
-
-def test_zeros_are_exact() -> None:
-    weight = normal(13, (50, 100))
-    weight[33] = 0
-    check_zeros(layer(make("wint4"), weight), 33, 100)
 
 
 def test_packing_refuses_another_shape() -> None:

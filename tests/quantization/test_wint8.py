@@ -9,9 +9,6 @@ from integer import (
     SHAPES,
     bound,
     check_rows_alone,
-    check_threads,
-    check_what_is_not_finite,
-    check_zeros,
     int8_weight,
     layer,
     make,
@@ -68,38 +65,6 @@ def test_a_checkpoint_quantised_already_is_refused() -> None:
         make("wint8", is_quantized=True)
 
 
-@pytest.mark.parametrize("x_type", dt.FLOATS, ids=str)
-def test_other_activation_types(x_type: DType) -> None:
-    one = layer(make("wint8"), normal(0, (40, 70), dt.bfloat16))
-    x = normal(1, (5, 70), x_type)
-    want = one(x.astype(np.float32))
-    np.testing.assert_array_equal(one(x), want)
-    np.testing.assert_array_equal(one(x, out=x_type), want.astype(x_type.numpy()))
-
-
 @every_type
 def test_rows_do_not_depend_on_the_batch(kind: DType) -> None:
     check_rows_alone(layer(make("wint8"), normal(6, (300, 330), kind)), 330)
-
-
-def test_threads_do_not_change_a_bit() -> None:
-    check_threads(layer(make("wint8"), normal(8, (1000, 700), dt.bfloat16)), 700)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinities_stay_in_their_place(value: float) -> None:
-    weight = normal(10, (70, 90))
-    clean = layer(make("wint8"), weight)
-    weight[41, 7] = value
-    check_what_is_not_finite(layer(make("wint8"), weight), clean, 41, 90)
-
-
-def test_zeros_are_exact() -> None:
-    weight = normal(13, (50, 100))
-    weight[33] = 0
-    check_zeros(layer(make("wint8"), weight), 33, 100)
-
-
-def test_empty_depth_gives_the_bias() -> None:
-    one, bias = layer(make("wint8"), np.empty((5, 0), np.float32)), normal(1, (5,))
-    np.testing.assert_array_equal(one(np.empty((2, 0), np.float32), bias), [bias, bias])
