@@ -206,6 +206,7 @@ class Engine:
     def _fail(self, plan: StepPlan, error: Exception) -> list[EngineOutput]:
         """The step broke on the device: its requests end with the reason, all others live on."""
         log.exception("step with %d sequences failed", len(plan.items))
+        self.scheduler.distrust(plan)
         victims = [s for item in plan.items for s in self.requests.get(item.seq.request.request_id, [])]
         outputs = []
         for seq in dict.fromkeys(s for s in victims if s.status is not Status.FINISHED):

@@ -88,6 +88,14 @@ class Scheduler:
             item.seq.num_computed += item.count
             self.kv.computed(item.seq)
 
+    def distrust(self, plan: StepPlan) -> None:
+        """`plan` broke, perhaps before its copies were made: what it swapped out is computed anew."""
+        for seq in plan.preempted:
+            if seq.status is Status.SWAPPED:
+                self.kv.free(seq)
+                seq.num_computed = 0
+                seq.status = Status.WAITING
+
     def _plan_running(self, plan: StepPlan, *, decoding: bool) -> None:
         planned = {id(item.seq) for item in plan.items}
         for seq in [s for s in self.running if s.in_decode is decoding]:

@@ -268,6 +268,38 @@ def test_a_broken_step_ends_its_requests_and_no_others(
     assert run_together(built, [second])["r1", 0] == alone["r1", 0]
 
 
+def test_a_swap_that_breaks_costs_its_victim_nothing(build: Build, alone: Result, monkeypatch: Any) -> None:
+    """The copy out of the device fails: whoever was to be swapped must not come back with other bytes."""
+    layouts = build().model.kv_layouts()
+    memory = 14 * sum(layout.bytes_per_block for layout in layouts)
+    built = build(kv_cache_memory=memory, max_model_len=112, swap_space=1 << 20)
+    pools, broken = built.engine.runner.pools, []
+
+    def swap_out(pairs: Any) -> None:
+        if pairs and not broken:
+            broken.append(pairs)
+            raise OSError("the copy failed")
+        type(pools).swap_out(pools, pairs)
+
+    monkeypatch.setattr(pools, "swap_out", swap_out)
+    for request in requests():
+        built.engine.add_request(request)
+    result: Result = {}
+    failed = set()
+    while built.engine.has_work:
+        for output in built.engine.step():
+            if output.finish_reason is FinishReason.ERROR:
+                failed.add((output.request_id, output.index))
+            else:
+                result.setdefault((output.request_id, output.index), []).append(digest(output))
+    assert broken
+    assert failed
+    survivors = set(alone) - failed
+    assert survivors
+    assert {key: result[key] for key in survivors} == {key: alone[key] for key in survivors}
+    assert_idle(built.engine)
+
+
 # -- dummy runs (modules.md §4.4) -------------------------------------------------------------------
 
 

@@ -79,6 +79,23 @@ def test_refusals_and_aborts_leave_the_engine_empty(tiny_folder: Path) -> None:
     run(tiny_folder, body)
 
 
+def test_one_completion_of_several_can_be_stopped(tiny_folder: Path) -> None:
+    async def body(engine: ProcessEngine) -> None:
+        made = {0: 0, 1: 0}
+        stream = engine.generate(request("r", n=2, max_tokens=240))
+        async for output in stream:
+            if not any(made.values()):
+                await engine.abort("r", 0)
+            made[output.index] += len(output.token_ids)
+            if output.index == 1 and output.finish_reason:
+                break
+        await stream.aclose()
+        assert made[1] == 240
+        assert made[0] < 240
+
+    run(tiny_folder, body)
+
+
 def test_death_reaches_every_waiting_request_within_two_seconds(tiny_folder: Path) -> None:
     async def body(engine: ProcessEngine) -> None:
         os.kill(engine.pid, signal.SIGSTOP)  # so that no request can be over before the engine is
