@@ -92,11 +92,12 @@ def check_manifest(
     system: str,
     machine: str,
     ffi: str,
-    api: Version = PLUGIN_API,
-    oldest: Version = OLDEST_PLUGIN_API,
+    api: Version | None = None,
+    oldest: Version | None = None,
 ) -> Verdict:
-    """Can this host load the plug-in? `ffi` is the installed apache-tvm-ffi release."""
-    verdict = _check_api(manifest.api, subject, api, oldest)
+    """Can this host load the plug-in? `ffi` is the installed apache-tvm-ffi release; `api` and `oldest`
+    are this host's own unless given."""
+    verdict = _check_api(manifest.api, subject, api or PLUGIN_API, oldest or OLDEST_PLUGIN_API)
     if manifest.ffi is not None:
         verdict &= _check_ffi(manifest.ffi, subject, ffi)
     if manifest.os and system not in manifest.os:

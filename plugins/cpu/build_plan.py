@@ -48,10 +48,11 @@ def digest() -> str:
     total = hashlib.sha256()
     files = [
         *(HERE / "csrc").rglob("*.*"),
+        *(HERE / "../../fd_core/include").rglob("*.h"),
         *(HERE / n for n in ("kernels.toml", "isa.toml", "CMakeLists.txt")),
     ]
     for file in sorted(f for f in files if f.is_file()):
-        total.update(str(file.relative_to(HERE)).encode() + b"\0" + file.read_bytes())
+        total.update(file.name.encode() + b"\0" + file.read_bytes())
     return total.hexdigest()[:16]
 
 

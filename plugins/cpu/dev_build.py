@@ -15,7 +15,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+CORE = HERE.parents[1] / "fd_core/include"
 sys.path[:0] = [str(HERE / "src"), str(HERE)]
 
 from build_plan import write_manifest  # noqa: E402
@@ -25,7 +26,8 @@ from fd_cpu.table import read_table  # noqa: E402
 
 def compile_one(source: Path, folder: Path, flags: list[str]) -> Path:
     target = folder / f"{source.stem}.o"
-    headers = max(h.stat().st_mtime for h in (HERE / "csrc/include").rglob("*.h"))
+    folders = (HERE / "csrc/include", CORE)
+    headers = max(h.stat().st_mtime for folder in folders for h in folder.rglob("*.h"))
     newest = max(source.stat().st_mtime, headers)
     if not target.exists() or target.stat().st_mtime < newest:
         subprocess.run(["c++", *flags, "-c", str(source), "-o", str(target)], check=True)
@@ -44,7 +46,7 @@ def main() -> None:
     entries = {**table.ops, **table.private}
     ops = args.ops or list(entries)
     names = dict.fromkeys([*table.common, *(s for op in ops for s in entries[op].sources)])
-    includes = [HERE / "csrc/include", info.find_include_path(), info.find_dlpack_include_path()]
+    includes = [HERE / "csrc/include", CORE, info.find_include_path(), info.find_dlpack_include_path()]
     flags = [*common_flags(), *level_flags(args.level), *(f"-I{path}" for path in includes)]
     folder = args.out.with_suffix(f".{args.level}.objects")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
 // Argument checks with one message form: "op.argument: want ..., have ...".
+// Needs the plug-in's own fd/types.h, which names the storage types `bf16` and `f16`.
 #pragma once
 #include <initializer_list>
 

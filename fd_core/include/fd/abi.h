@@ -4,6 +4,7 @@
 //   FD_EXPORT(rms_norm)
 //
 // Parameter types: Tensor, OptTensor (None allowed), double, int64_t, bool, std::string_view.
+// FD_DEVICE_TYPE: the DLPack device type whose tensors the library takes; host memory unless defined.
 #pragma once
 #include <tvm/ffi/c_api.h>
 
@@ -14,6 +15,10 @@
 #include <string_view>
 #include <tuple>
 #include <utility>
+
+#ifndef FD_DEVICE_TYPE
+#define FD_DEVICE_TYPE kDLCPU
+#endif
 
 namespace fd {
 
@@ -85,8 +90,10 @@ struct Arg<Tensor> {
   static Tensor get(const char* op, int i, const TVMFFIAny& a) {
     const DLTensor* t = tensor_of(a);
     if (t == nullptr) fail("TypeError", op, ": argument ", i, ": want a tensor");
-    if (t->device.device_type != kDLCPU)
-      fail("ValueError", op, ": argument ", i, ": want host memory, have DLPack device type ",
+    if (t->device.device_type != FD_DEVICE_TYPE)
+      fail("ValueError", op, ": argument ", i, ": want ",
+           FD_DEVICE_TYPE == kDLCPU ? "host memory" : "device memory", " (DLPack device type ",
+           static_cast<int>(FD_DEVICE_TYPE), "), have type ",
            static_cast<int>(t->device.device_type));
     return Tensor{t};
   }
