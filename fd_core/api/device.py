@@ -40,7 +40,9 @@ class DeviceInfo:
     """What dispatch may know of an opened (or simulated) device.
 
     `arch` is the platform's own ladder name (`sm_90`, `avx512_vnni`); `arch_rank` orders the ladder.
-    `features` are free words such as `graph_capture`. `activation_dtype` is what the device prefers
+    `features` are free words: `host_memory` (tensors are the host's memory), `asynchronous` (calls return
+    before their work is done: the engine then prepares a step while the one before runs),
+    `graph_capture`. `activation_dtype` is what the device prefers
     for activations whatever the weights are (None: the weights' own type).
     """
 

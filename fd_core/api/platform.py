@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fd_core.api.device import DeviceInfo, MemoryInfo, ProbeReport
-from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.api.tensor import Tensor, TensorSpec, empty_host
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,53 @@ class Graph(Protocol):
     """A captured sequence of kernel calls over fixed addresses."""
 
     def replay(self) -> None: ...
+
+
+class Event(Protocol):
+    """A point in the stream; recorded anew as often as wanted."""
+
+    def record(self) -> None:
+        """Mark the end of what is queued now."""
+
+    def wait(self) -> None:
+        """Return once the device has passed the mark; a DeviceError surfaces here. Nothing recorded: at
+        once."""
+
+
+class Transfers:
+    """Copies between host and device that queue behind the kernels, and the memory they need.
+
+    Devices whose features contain "asynchronous" bring their own: there `copy` returns at once and the
+    host leaves `src` unchanged, or `dst` unread, until an event recorded afterwards has passed. All
+    kernels and copies of a device run in the order in which they were queued. This one, for devices
+    whose work is done when a call returns, copies at once.
+    """
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+
+    def pinned(self, spec: TensorSpec) -> Tensor:
+        """Uninitialised host memory that the device can read and write by itself."""
+        return empty_host(spec)
+
+    def copy(self, dst: Tensor, src: Tensor) -> None:
+        """Queue a copy between contiguous tensors of equal shape and dtype, one of them `pinned`, or both
+        on the device."""
+        dst.copy_from(src)
+
+    def event(self) -> Event:
+        """A new event; few are made and all are used again."""
+        return _Past()
+
+
+class _Past:
+    """The event of a device that never has anything left to do."""
+
+    def record(self) -> None:
+        return None
+
+    def wait(self) -> None:
+        return None
 
 
 class Platform(ABC):
@@ -59,7 +106,8 @@ class Platform(ABC):
 
     @abstractmethod
     def copy_(self, dst: Tensor, src: Tensor) -> None:
-        """Copy between two tensors of equal shape and dtype; either may be in host memory."""
+        """Copy between two tensors of equal shape and dtype; either may be in host memory. Runs behind
+        the kernels queued so far and is complete on return."""
 
     @abstractmethod
     def memory(self) -> MemoryInfo:
@@ -72,6 +120,10 @@ class Platform(ABC):
     def synchronize(self) -> None:
         """Wait for everything queued; a DeviceError surfaces here (optional: synchronous)."""
         return None
+
+    def transfers(self) -> Transfers:
+        """Copies that do not wait (optional: these wait)."""
+        return Transfers(self)
 
     def capture(self, fn: Callable[[], None]) -> Graph | None:
         """Record `fn` for replay (optional); None means that the device runs eagerly only."""
