@@ -1,0 +1,97 @@
+// What host code of every kernel needs: errors, the caller's stream, launches.
+//
+//   const Launch on = launch_on("rms_norm", x);            // sets the device, finds the stream
+//   run(on, rms_norm_kernel<T>, grid, block, shared, args...);
+#pragma once
+#include <cuda_runtime_api.h>
+#include <tvm/ffi/extra/c_env_api.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <type_traits>
+
+#include "fd/check.h"
+
+namespace fd {
+
+inline void cuda_check(cudaError_t status, const char* op, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // a refused launch must not fail the next call
+  fail("RuntimeError", op, ": ", what, ": ", cudaGetErrorName(status), " (",
+       cudaGetErrorString(status), ")");
+}
+// Every runtime call goes through this; the message names the op and the call.
+#define FD_CUDA_CHECK(op, call) ::fd::cuda_check((call), (op), #call)
+
+// Where a call runs. `sm`: compute capability as 10 * major + minor.
+struct Launch {
+  const char* op;
+  int device;
+  cudaStream_t stream;
+
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    FD_CUDA_CHECK(op, cudaDeviceGetAttribute(&value, which, device));
+    return value;
+  }
+  int sm() const {
+    return 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+           attribute(cudaDevAttrComputeCapabilityMinor);
+  }
+  int processors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+};
+
+// The device of `t` made current, with the stream that TVM-FFI's environment names for it: the
+// engine's, or the guest framework's current one.
+inline Launch launch_on(const char* op, const Tensor& t) {
+  const int device = t.t->device.device_id;
+  FD_CUDA_CHECK(op, cudaSetDevice(device));
+  void* stream = TVMFFIEnvGetStream(kDLCUDA, device);
+  return Launch{op, device, static_cast<cudaStream_t>(stream)};
+}
+
+// All tensors of a call live on the device of the first; absent ones are skipped.
+inline void same_device(const char* op, const Tensor& first, std::initializer_list<Tensor> others) {
+  for (const Tensor& t : others)
+    if (t.t != nullptr && t.t->device.device_id != first.t->device.device_id)
+      fail("ValueError", op, ": want all tensors on device ", first.t->device.device_id,
+           ", have one on device ", t.t->device.device_id);
+}
+
+// FD_CUDA_BLOCKING=1: wait after every kernel, so that a failure names its op.
+inline bool blocking() {
+  static const bool on = [] {
+    const char* text = std::getenv("FD_CUDA_BLOCKING");
+    return text != nullptr && *text != '\0' && *text != '0';
+  }();
+  return on;
+}
+
+// Checked launch; an empty grid launches nothing.
+template <typename... Params, typename... Args>
+void run(const Launch& on, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
+         Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block;
+  config.dynamicSmemBytes = shared, config.stream = on.stream;
+  void* values[] = {const_cast<void*>(static_cast<const void*>(&args))...};
+  static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
+  static_assert((std::is_same_v<std::remove_cv_t<Params>, Args> && ...),
+                "arguments are passed by address: their types must be the parameters' own");
+  cuda_check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), values), on.op,
+             "launch");
+  if (blocking()) cuda_check(cudaStreamSynchronize(on.stream), on.op, "kernel");
+}
+
+// More than 48 KiB of dynamic shared memory has to be asked for, once per kernel and device.
+template <typename... Params>
+void allow_shared(const Launch& on, void (*kernel)(Params...), size_t bytes) {
+  FD_CUDA_CHECK(on.op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(bytes)));
+}
+
+inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+}  // namespace fd

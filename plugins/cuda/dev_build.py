@@ -1,0 +1,80 @@
+"""Compile some kernels for one architecture, without installing anything.
+
+    python plugins/cuda/dev_build.py rms_norm swiglu -o /tmp/mine.so      # default: every export
+    FD_CUDA_LIBRARY=/tmp/mine.so fd conformance --platform cuda --op rms_norm
+
+Objects are cached beside the output, so that only changed sources are compiled again. A manifest without
+a stamp is written beside the Python sources, so that fd-core accepts the plug-in from this checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "src"), str(HERE)]
+
+from build_plan import CORE, write_manifest  # noqa: E402
+from fd_cuda.table import read_table  # noqa: E402
+
+FLAGS = [
+    "-std=c++17", "-O3", "-DFD_DEVICE_TYPE=kDLCUDA", "--expt-relaxed-constexpr", "-lineinfo",
+    "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+]  # fmt: skip
+
+
+def headers() -> float:
+    """When a header last changed."""
+    folders = (HERE / "csrc/include", CORE)
+    return max(h.stat().st_mtime for folder in folders for h in folder.rglob("*.*h"))
+
+
+def compile_one(source: Path, folder: Path, flags: list[str]) -> Path:
+    target = folder / f"{source.stem}.o"
+    newest = max(source.stat().st_mtime, headers())
+    if not target.exists() or target.stat().st_mtime < newest:
+        subprocess.run(["nvcc", *flags, "-c", str(source), "-o", str(target)], check=True)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("ops", nargs="*")
+    parser.add_argument("-o", "--out", type=Path, default=Path("/tmp/fd_cuda_dev.so"))
+    parser.add_argument("--arch", default="90a")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--verbose", action="store_true", help="registers, shared memory and spills")
+    args = parser.parse_args()
+    if shutil.which("nvcc") is None:
+        raise SystemExit("dev_build: want nvcc on PATH; have none")
+    import tvm_ffi.libinfo as info
+
+    table = read_table(HERE / "kernels.toml")
+    entries = {**table.ops, **table.private}
+    chosen = [entries[op] for op in args.ops] or list(entries.values())
+    fitting = [entry for entry in chosen if entry.runs_on(args.arch)]
+    names = dict.fromkeys(s for entry in fitting for s in entry.sources)
+    includes = [HERE / "csrc/include", CORE, info.find_include_path(), info.find_dlpack_include_path()]
+    flags = [
+        *FLAGS,
+        f"-gencode=arch=compute_{args.arch},code=sm_{args.arch}",
+        *(f"-I{p}" for p in includes),
+    ]
+    flags += ["-Xptxas", "-v"] if args.verbose else []
+    folder = args.out.with_suffix(f".{args.arch}.objects")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        objects = list(pool.map(lambda s: compile_one(HERE / "csrc" / s, folder, flags), names))
+    link = ["nvcc", "-shared", "-cudart=static", "-o", str(args.out), *map(str, objects)]
+    subprocess.run([*link, info.find_libtvm_ffi()], check=True)
+    write_manifest(HERE / "src/fd_cuda", {})
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

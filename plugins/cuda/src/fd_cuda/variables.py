@@ -1,0 +1,18 @@
+"""This plug-in's environment variables. The build copies them into the manifest; imports nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VARIABLES: tuple[dict[str, Any], ...] = (
+    {
+        "name": "FD_CUDA_LIBRARY",
+        "doc": "Kernel libraries to load instead of the installed one, separated by colons (for "
+        "developers of kernels; dev_build.py writes them).",
+    },
+    {
+        "name": "FD_CUDA_BLOCKING",
+        "kind": "switch",
+        "doc": "Wait after every kernel, so that a failure names the op that caused it. Slow.",
+    },
+)
