@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     from fd_core.ops.call import public_op
 
-    return public_op(name)
+    return globals().setdefault(name, public_op(name))  # the next look-up finds it at once
 
 
 def __dir__() -> list[str]:

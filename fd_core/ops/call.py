@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fd_core.api.kernel import OpSpec, Param, ParamKind
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.ops.catalogue import find
-from fd_core.ops.guest import exporter, is_tensor, to_tensor
+from fd_core.ops.guest import allocator, exporter, is_tensor, to_tensor
+from fd_core.ops.route import Route, find_route, form
 from fd_core.ops.schema import OpDef
+from fd_core.ops.stream import on_guests_stream
 
 if TYPE_CHECKING:
     from fd_core.host.session import Session
@@ -24,7 +28,8 @@ class PublicOp:
 
     Outputs may follow, by position, by name, or all together as `out=`; those not given are
     allocated. Returns the outputs in the caller's tensor type: one bare, several as a list; an op
-    without outputs returns the tensors it changed. Runs on `fd_core.current_platform`.
+    without outputs returns the tensors it changed. Runs on `fd_core.current_platform`, on the current
+    stream of the first guest tensor's library.
     """
 
     def __init__(self, definition: OpDef) -> None:
@@ -32,14 +37,45 @@ class PublicOp:
         self.__name__ = definition.name
         self.__doc__ = definition.spec.doc
         self.__signature__ = signature(definition.spec)
+        self._routes: tuple[Session | None, dict[tuple[Any, ...], Route | None]] = (None, {})
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}{self.__signature__}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from fd_core.host.session import current_session
+        session: Session = sessions().current_session()
+        known, routes = self._routes
+        key = form(args, kwargs)
+        if known is session and key in routes:
+            route = routes[key]
+            if route is not None:
+                done, result = route.run(args, kwargs)
+                if done:
+                    return result
+            return call(self.definition, session, args, kwargs)
+        return self._first(session, key, args, kwargs)
 
-        return call(self.definition, current_session(), args, kwargs)
+    def _first(
+        self, session: Session, key: tuple[Any, ...], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The long way checks everything; later calls of the same form may take the short one."""
+        result = call(self.definition, session, args, kwargs)
+        known, routes = self._routes
+        if known is not session or len(routes) >= _FORMS:
+            routes = {}
+        routes[key] = find_route(self.definition.spec, session, args, kwargs)
+        self._routes = (session, routes)
+        return result
+
+
+#: Forms of a call that an op remembers; types made in a loop would otherwise pile up.
+_FORMS = 64
+
+
+@cache
+def sessions() -> ModuleType:
+    """Imported with the first call: `import fd_core.ops` needs no plug-in."""
+    return importlib.import_module("fd_core.host.session")
 
 
 def signature(spec: OpSpec) -> inspect.Signature:
@@ -73,9 +109,15 @@ def call(definition: OpDef, session: Session, args: Sequence[Any], kwargs: Mappi
     given = bind(spec, args, kwargs)
     values = {p.name: _convert(spec, p, given.get(p.name, p.default), session) for p in spec.params}
     op = getattr(session.ops, spec.name)  # UnsupportedOpError before anything is allocated
-    _allocate(definition, values, session)
-    op(*values.values())
-    return _hand_back(spec, given, values)
+    made = _allocate(definition, values, session, _example(spec, given))
+    with on_guests_stream(given.values(), session.device.device):
+        op(*values.values())
+    return _hand_back(spec, {**given, **made}, values)
+
+
+def _example(spec: OpSpec, given: Values) -> Any:
+    """The first tensor given: results are of its type."""
+    return next((given[p.name] for p in spec.params if is_tensor(given.get(p.name))), None)
 
 
 def bind(spec: OpSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
@@ -141,14 +183,26 @@ def is_tensor_like(value: Any) -> bool:
     return is_tensor(value) and getattr(value, "ndim", 0) > 0
 
 
-def _allocate(definition: OpDef, values: Values, session: Session) -> None:
-    """Fill in the outputs that the caller left out."""
+def _allocate(definition: OpDef, values: Values, session: Session, example: Any) -> Values:
+    """Fill in the outputs that the caller left out; returned as the library of `example` sees them."""
     outputs = definition.spec.outputs
+    made: Values = {}
     if all(values[p.name] is not None for p in outputs):
-        return
+        return made
+    device = session.device.device
+    new, export = allocator(example, session.platform, device), exporter(example)
     for param, spec in zip(outputs, infer(definition, values), strict=True):
         if values[param.name] is None:
-            values[param.name] = session.platform.empty(spec)
+            result = _strided(spec, session) if hasattr(spec, "strides") else new(spec)
+            values[param.name] = to_tensor(result, session.platform, device, True)
+            made[param.name] = export(result) if isinstance(result, Tensor) else result
+    return made
+
+
+def _strided(spec: Any, session: Session) -> Tensor:
+    """An output in the memory order that its spec asks for (`strides`, `span` in elements)."""
+    flat = session.platform.empty(TensorSpec((spec.span,), spec.dtype))
+    return Tensor(flat.ptr, spec.shape, spec.dtype, flat.storage, spec.strides)
 
 
 def infer(definition: OpDef, values: Values) -> Sequence[TensorSpec]:
@@ -164,11 +218,5 @@ def infer(definition: OpDef, values: Values) -> Sequence[TensorSpec]:
 
 def _hand_back(spec: OpSpec, given: Values, values: Values) -> Any:
     changed = spec.outputs or tuple(p for p in spec.params if p.kind is ParamKind.INOUT)
-    example = next((given[p.name] for p in spec.params if is_tensor(given.get(p.name))), None)
-    export = exporter(example)
-    results = [
-        given[p.name] if given.get(p.name) is not None else export(values[p.name])
-        for p in changed
-        if values[p.name] is not None
-    ]
+    results = [given[p.name] for p in changed if values[p.name] is not None]
     return results[0] if len(results) == 1 else results or None

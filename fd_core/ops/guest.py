@@ -14,29 +14,15 @@ from typing import Any
 from fd_core.api.device import HOST, Device
 from fd_core.api.dtype import from_dlpack_code
 from fd_core.api.platform import Platform
-from fd_core.api.tensor import Storage, Tensor, contiguous_strides, from_numpy
-
-
-class _DLTensor(ctypes.Structure):
-    """dlpack.h, the part of DLManagedTensor that describes memory."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
+from fd_core.api.tensor import Storage, Tensor, TensorSpec, contiguous_strides, from_numpy
+from fd_core.ops.exchange import DLManagedTensorVersioned, DLTensor, exchange
+from fd_core.ops.stream import current_stream, environment_stream, library_of
 
 #: A prototype of our own: the argument types of `ctypes.pythonapi`'s functions are shared by everybody.
 _POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _capsule_pointer = _POINTER(("PyCapsule_GetPointer", ctypes.pythonapi))
+_IS_VALID = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
+_is_capsule = _IS_VALID(("PyCapsule_IsValid", ctypes.pythonapi))
 
 
 def is_tensor(value: Any) -> bool:
@@ -51,7 +37,7 @@ def to_tensor(value: Any, platform: Platform, device: Device, writable: bool) ->
         raise TypeError(f"want a tensor (NumPy, DLPack or fd_core), have {type(value).__name__}")
     if hasattr(value, "__array_interface__") and hasattr(value, "flags"):
         return _from_array(value, writable)
-    return from_capsule(_export(value), platform, device)
+    return from_capsule(_export(constant(value), device), platform, device, writable)
 
 
 def _from_array(array: Any, writable: bool) -> Tensor:
@@ -62,20 +48,56 @@ def _from_array(array: Any, writable: bool) -> Tensor:
     return from_numpy(array)
 
 
-def _export(value: Any) -> Any:
+def constant(value: Any) -> Any:
+    """`value` without its gradient where its library is not recording any (`no_grad`): ops have no
+    backward pass, so that a recording library's own refusal stands."""
+    if getattr(value, "requires_grad", False) is True and not records(type(value)):
+        return value.detach()
+    return value
+
+
+def records(kind: type) -> bool:
+    """Whether the library of a tensor type records gradients now (as far as it tells)."""
+    enabled = getattr(sys.modules.get(library_of(kind)), "is_grad_enabled", None)
+    return enabled is None or bool(enabled())
+
+
+def _export(value: Any, device: Device) -> Any:
+    """A DLPack capsule, versioned where the library can, without a wait on its stream or on ours."""
     try:
-        return value.__dlpack__()
+        options = _export_options(value, device)
+        try:
+            return value.__dlpack__(max_version=(1, 1), **options)
+        except TypeError:  # a library from before DLPack 1.0
+            return value.__dlpack__(**options)
     except Exception as error:
         name = type(value).__name__
         raise TypeError(f"want a tensor that exports DLPack, have {name}: {error}") from error
 
 
-def from_capsule(capsule: Any, platform: Platform, device: Device) -> Tensor:
-    """A view of the memory that a "dltensor" capsule describes. The capsule stays the owner."""
-    view = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+def _export_options(value: Any, device: Device) -> dict[str, int]:
+    """`stream`: -1 ("do not wait") where the op will run on the library's own current stream, else the
+    stream that it will run on, which the library then makes wait for its work."""
+    if device.code == HOST.code or value.__dlpack_device__()[0] == HOST.code:
+        return {}
+    if current_stream(value, device) is not None:
+        return {"stream": -1}
+    stream = environment_stream(device)
+    return {"stream": stream} if stream else {}
+
+
+_READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
+
+
+def from_capsule(capsule: Any, platform: Platform, device: Device, writable: bool = False) -> Tensor:
+    """A view of the memory that a "dltensor" capsule, versioned or not, describes. The capsule stays
+    the owner. ValueError for read-only memory where `writable` memory is wanted."""
+    view = _described(capsule, writable)
     if view.lanes != 1:
         raise TypeError(f"want scalar elements, have {view.lanes} lanes")
     shape = tuple(view.shape[: view.ndim])
+    if not view.data and 0 not in shape:
+        raise ValueError("want a tensor with memory, have one without (traced, or shape only)")
     strides = tuple(view.strides[: view.ndim]) if view.strides else contiguous_strides(shape)
     dtype = from_dlpack_code(view.code, view.bits)
     place = _place(view.device_type, view.device_id, device)
@@ -86,6 +108,16 @@ def from_capsule(capsule: Any, platform: Platform, device: Device) -> Tensor:
     return Tensor(ptr, shape, dtype, storage, strides)
 
 
+def _described(capsule: Any, writable: bool) -> DLTensor:
+    if _is_capsule(capsule, b"dltensor"):
+        return DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+    managed = DLManagedTensorVersioned.from_address(_capsule_pointer(capsule, b"dltensor_versioned"))
+    if writable and managed.flags & _READ_ONLY:
+        raise ValueError("want a writable tensor, have a read-only one; fix: pass a copy")
+    view: DLTensor = managed.tensor
+    return view
+
+
 def _place(code: int, index: int, device: Device) -> Device:
     """`device` itself if that is where the memory is; otherwise a name that says where."""
     if (code, index) == (device.code, device.index):
@@ -94,6 +126,16 @@ def _place(code: int, index: int, device: Device) -> Device:
 
 
 Export = Callable[[Tensor], Any]
+Allocator = Callable[[TensorSpec], Any]
+
+
+def allocator(example: Any, platform: Platform, device: Device) -> Allocator:
+    """Where results come from: the allocator of the library that `example` comes from, so that its
+    memory follows that library's streams; the platform's for all others."""
+    table = None if example is None else exchange(type(example))
+    if table is None or not table.table.allocate:
+        return platform.empty
+    return lambda spec: table.allocate(spec, device)
 
 
 def exporter(example: Any) -> Export:
@@ -112,7 +154,7 @@ def _from_dlpack(example: Any) -> Export | None:
         found: Export | None = getattr(example.__array_namespace__(), "from_dlpack", None)
         if found is not None:
             return found
-    library = type(example).__module__.partition(".")[0]
+    library = library_of(type(example))
     for name in (library, f"{library}.utils.dlpack", f"{library}.dlpack"):
         own: Export | None = getattr(sys.modules.get(name), "from_dlpack", None)
         if own is not None:

@@ -1,0 +1,151 @@
+"""DLPack's exchange table: what a tensor type offers in C, read without knowing the library.
+
+A type that has one (`__dlpack_c_exchange_api__`, dlpack.h 1.2) is passed to compiled kernels as it is.
+From Python two more of its functions are wanted: the stream that the library queues work on now, and
+memory from the library's own allocator.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fd_core.api.device import Device
+from fd_core.api.tensor import TensorSpec
+
+ATTRIBUTE = "__dlpack_c_exchange_api__"
+
+
+class DLTensor(ctypes.Structure):
+    """dlpack.h, with the device and the element type written out."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class DLManagedTensorVersioned(ctypes.Structure):
+    """dlpack.h 1.x."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("manager_ctx", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", DLTensor),
+    )
+
+
+# The library's functions may raise Python errors, so they are called with the interpreter's lock held.
+_SetError = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
+_Allocate = ctypes.PYFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(DLTensor), ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, _SetError
+)
+_ToObject = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p))
+_Stream = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
+
+
+class ExchangeTable(ctypes.Structure):
+    """DLPackExchangeAPI; the members that core does not call are bare pointers."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocate", _Allocate),
+        ("from_object", ctypes.c_void_p),
+        ("to_object", _ToObject),
+        ("view_of_object", ctypes.c_void_p),
+        ("current_stream", _Stream),
+    )
+
+
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", ctypes.pythonapi))
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The table of one tensor type."""
+
+    table: ExchangeTable
+    type: type
+
+    def current_stream(self, device: Device) -> int | None:
+        """Raw handle of the stream the library works on; None if it has none for `device`."""
+        if not self.table.current_stream:
+            return None
+        stream = ctypes.c_void_p()
+        if self.table.current_stream(device.code, device.index, ctypes.byref(stream)):
+            return None
+        return stream.value or 0
+
+    def allocate(self, spec: TensorSpec, device: Device) -> Any:
+        """An uninitialised tensor of the library's own. MemoryError with the library's words."""
+        shape = (ctypes.c_int64 * len(spec.shape))(*spec.shape)
+        kind = spec.dtype
+        like = DLTensor(
+            None, device.code, device.index, len(shape), kind.code, kind.bits, 1, shape, None, 0
+        )
+        managed, result, problem = ctypes.c_void_p(), ctypes.c_void_p(), _Problem()
+        if self.table.allocate(ctypes.byref(like), ctypes.byref(managed), None, problem.callback):
+            raise MemoryError(f"{self.type.__name__}: want {spec.nbytes} bytes on {device}, {problem.text}")
+        if self.table.to_object(managed, ctypes.byref(result)):
+            raise MemoryError(f"{self.type.__name__}: cannot take over its own memory on {device}")
+        owned = ctypes.cast(result, ctypes.py_object).value
+        _release(result)
+        return owned
+
+
+class _Problem:
+    """Collects what an allocator says of its failure."""
+
+    def __init__(self) -> None:
+        self.text = "the library gives no reason"
+        self.callback: Callable[..., None] = _SetError(self._set)
+
+    def _set(self, _: Any, kind: bytes, message: bytes) -> None:
+        self.text = f"{kind.decode()}: {message.decode()}"
+
+
+_known: dict[type[Any], Exchange | None] = {}
+
+
+def exchange(kind: type[Any]) -> Exchange | None:
+    """The table of a tensor type; None without one, or with one that this version cannot read."""
+    if kind not in _known:
+        _known[kind] = _exchange(kind)
+    return _known[kind]
+
+
+def _exchange(kind: type[Any]) -> Exchange | None:
+    capsule = getattr(kind, ATTRIBUTE, None)
+    if capsule is None or not _plain(kind):
+        return None
+    address = capsule if isinstance(capsule, int) else _pointer(capsule, b"dlpack_exchange_api")
+    table = ExchangeTable.from_address(address)
+    return Exchange(table, kind) if table.major == 1 else None
+
+
+def _plain(kind: type) -> bool:
+    """Whether its objects are memory: a sub-class that reroutes operators may stand for no memory."""
+    for cls in kind.__mro__:
+        if ATTRIBUTE in vars(cls):
+            return True
+        if any(name.endswith("_dispatch__") for name in vars(cls)):
+            return False
+    return False

@@ -1,0 +1,199 @@
+"""One list of promises for the tensors of every library: any op, in place, no copy, own stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from guests import GUESTS, Guest, on_host
+
+from fd_core import ops
+from fd_core.api import dtype as dt
+from fd_core.api.kernel import ParamKind
+from fd_core.api.tensor import Tensor, from_numpy
+from fd_core.host.session import Session, current_session, open_session
+from fd_core.ops.catalogue import catalogue
+from fd_core.ops.schema import Case, OpDef
+from fd_core.testkit.check import assert_close, run_oracle
+
+FLOATS = (dt.float32, dt.float16, dt.bfloat16)
+TYPES = (*FLOATS, dt.float8_e4m3fn, dt.int8, dt.uint8, dt.int32, dt.int64, dt.bool_)
+
+
+@pytest.fixture(params=GUESTS, ids=lambda guest: guest.name)
+def guest(request: pytest.FixtureRequest) -> Guest:
+    request.param.load()
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return current_session()
+
+
+def trials() -> list[tuple[OpDef, Case, dt.DType]]:
+    """The first case of every op that is no benchmark, in each of its element types."""
+    found = []
+    for definition in catalogue().values():
+        case = next(c for c in definition.cases if not c.bench)
+        found += [(definition, case, kind) for kind in case.dtypes]
+    return found
+
+
+def check(guest: Guest, definition: OpDef, case: Case, kind: dt.DType, session: Session) -> None:
+    """Results and parameters changed in place are the oracle's; results are the guest's own tensors."""
+    inputs = case.args(np.random.default_rng(0), kind.numpy())
+    want = run_oracle(definition, inputs)
+    args = {k: guest.tensor(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+    got = getattr(ops, definition.name)(**args)
+    results = got if isinstance(got, list) else [got]
+    named = dict(zip([p.name for p in definition.spec.outputs], results, strict=False))
+    for param in definition.spec.params:
+        if isinstance(want[param.name], np.ndarray) and param.kind is not ParamKind.IN:
+            value = named.get(param.name, args.get(param.name))
+            assert type(value) is type(guest.tensor(np.zeros(1, np.float32)))
+            result = np.ascontiguousarray(on_host(session, value))
+            assert_close(definition, param.name, result, want[param.name])
+
+
+def test_every_op_takes_and_returns_the_guests_tensors(guest: Guest, session: Session) -> None:
+    if not guest.mutable:
+        pytest.skip(f"{guest.name}: ops that change a tensor are refused, see below")
+    done = set()
+    for definition, case, kind in trials():
+        if definition.name in session.ops:
+            check(guest, definition, case, kind, session)
+            done.add(definition.name)
+    assert len(done) >= 0.9 * len(catalogue())
+
+
+@pytest.mark.parametrize(
+    "kind", [*FLOATS, dt.float8_e4m3fn, dt.int8, dt.uint8, dt.int32, dt.int64, dt.bool_]
+)
+def test_every_element_type_arrives_without_a_copy(guest: Guest, session: Session, kind: dt.DType) -> None:
+    rows = np.arange(12).reshape(4, 3).astype(kind.numpy())
+    src = guest.tensor(rows)
+    picked = ops.gather_tokens(src, guest.tensor(np.array([2, 0], np.int32)))
+    assert on_host(session, picked).tobytes() == rows[[2, 0]].tobytes()
+    assert on_host(session, src).tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_nothing_is_copied_on_either_way(guest: Guest, kind: dt.DType) -> None:
+    """The op writes where the guest's own pointer points, in the first (long) and later (short) calls."""
+    if not guest.mutable:
+        pytest.skip(f"{guest.name}: cannot be written")
+    x = guest.tensor(np.ones((2, 8), kind.numpy()))
+    out = guest.tensor(np.zeros((2, 8), kind.numpy()))
+    place = pointer(out)
+    for _ in range(3):
+        assert ops.silu(x, out=out) is out
+        assert pointer(out) == place
+
+
+def pointer(tensor: Any) -> int:
+    return int(tensor.ctypes.data if isinstance(tensor, np.ndarray) else tensor.data_ptr())
+
+
+def test_strided_views_are_honoured_or_refused(guest: Guest, session: Session) -> None:
+    wide = guest.tensor(np.arange(32, dtype=np.float32).reshape(2, 16))
+    weight = guest.tensor(np.ones(8, np.float32))
+    want = run_oracle(
+        catalogue()["rms_norm"],
+        {
+            "x": np.arange(32, dtype=np.float32).reshape(2, 16)[:, 8:],
+            "weight": np.ones(8, np.float32),
+            "eps": 0.0,
+        },
+    )["out"]
+    for _ in range(2):
+        got = ops.rms_norm(wide[:, 8:], weight, 0.0)
+        np.testing.assert_allclose(on_host(session, got), want, rtol=1e-5)
+        with pytest.raises(ValueError, match=r"rms_norm.x: want stride 1 in the last dimension, have 16"):
+            ops.rms_norm(wide.T, guest.tensor(np.ones(2, np.float32)), 0.0)
+
+
+def test_refusals_read_the_same_on_both_ways(guest: Guest) -> None:
+    if not guest.mutable:
+        pytest.skip(f"{guest.name}: cannot be written")
+    x, w, out = (guest.tensor(np.ones(s, np.float32)) for s in ((2, 8), (8,), (2, 8)))
+    short = guest.tensor(np.ones(4, np.float32))
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"rms_norm.weight: want size 8 in dimension 0, have \[4\]"):
+            ops.rms_norm(x, short, 1e-6, out=out)
+        ops.rms_norm(x, w, 1e-6, out=out)
+    with pytest.raises(TypeError, match=r"missing eps"):
+        ops.rms_norm(x, w, out=out)
+    with pytest.raises(TypeError, match=r"given twice"):
+        ops.rms_norm(x, w, 1e-6, out, out=out)
+
+
+def test_calls_are_counted_on_both_ways(guest: Guest, session: Session) -> None:
+    before = session.ops.silu.calls
+    x, out = (guest.tensor(np.ones((2, 8), np.float32)) for _ in range(2))
+    for _ in range(4):
+        ops.silu(x, out=out) if guest.mutable else ops.silu(x)
+    assert session.ops.silu.calls == before + 4
+
+
+def test_mixed_guests_return_the_first_ones_type(guest: Guest) -> None:
+    x = guest.tensor(np.ones((2, 8), np.float32))
+    for _ in range(2):
+        assert type(ops.rms_norm(x, np.ones(8, np.float32), 1e-6)) is type(x)
+        assert type(ops.rms_norm(from_numpy(np.ones((2, 8), np.float32)), x[0], 1e-6)) is Tensor
+
+
+def test_a_tensor_of_a_type_the_catalogue_lacks_is_named(guest: Guest) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"silu.x: .*(complex|code 5)"):
+        ops.silu(guest.tensor(np.ones((2, 2), np.float32)) * 1j)
+
+
+class TestSessions:
+    """A route belongs to the session it was found on."""
+
+    def test_another_session_is_asked_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from fd_core.host import session as sessions
+
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        x, out = torch.ones(2, 8), torch.empty(2, 8)
+        first, reference = current_session(), open_session("reference")
+        for _ in range(2):
+            ops.silu(x, out=out)
+        counts = first.ops.silu.calls, reference.ops.silu.calls
+        monkeypatch.setattr(sessions, "current_session", lambda: reference)
+        ops.silu(x, out=out)
+        assert (first.ops.silu.calls, reference.ops.silu.calls) == (counts[0], counts[1] + 1)
+
+
+class TestGradients:
+    """Ops have no backward pass: a tensor that wants a gradient is refused while one is recorded."""
+
+    @pytest.mark.parametrize("library", ["torch", "paddle"])
+    def test_refused_while_recording_taken_otherwise(self, library: str) -> None:
+        guest = next(g for g in GUESTS if g.name == library)
+        module = guest.load()
+        x, out = (guest.tensor(np.ones((2, 8), np.float32)) for _ in range(2))
+        ops.silu(x, out=out)
+        ops.silu(x, out=out)  # the short way is known now
+        x.stop_gradient = False
+        if library == "torch":
+            x.requires_grad_()
+        with pytest.raises(TypeError, match=r"silu.x: want a tensor that exports DLPack.*detach"):
+            ops.silu(x, out=out)
+        with module.no_grad():
+            assert ops.silu(x, out=out) is out
+            assert type(ops.silu(x)) is type(x)
+
+
+@pytest.mark.parametrize("way", ["long", "short"])
+def test_traced_stand_ins_for_tensors_are_refused(way: str) -> None:
+    """A sub-class that reroutes its library's operators may have no memory behind it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    subclass = pytest.importorskip("torch._subclasses.fake_tensor")
+    if way == "short":
+        ops.silu(torch.ones(2, 8), out=torch.ones(2, 8))
+    with subclass.FakeTensorMode():
+        x = torch.ones(2, 8)
+    with pytest.raises((TypeError, ValueError), match=r"silu.x"):
+        ops.silu(x, out=torch.ones(2, 8))
