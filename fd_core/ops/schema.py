@@ -21,7 +21,7 @@ import numpy as np
 
 from fd_core.api.dtype import DType
 from fd_core.api.kernel import OpSpec, Param, ParamKind
-from fd_core.api.tensor import TensorSpec
+from fd_core.api.tensor import Shape, TensorSpec
 
 Array = np.ndarray[Any, Any]
 In = Annotated[Array, Param("", ParamKind.IN)]
@@ -34,6 +34,23 @@ OptInOut = Annotated[Array | None, Param("", ParamKind.INOUT, optional=True)]
 REQUIRED: Any = inspect.Parameter.empty
 
 Infer = Callable[..., Sequence[TensorSpec]]
+
+
+@dataclass(frozen=True, slots=True)
+class StridedSpec(TensorSpec):
+    """An output that the public call allocates in another memory order: `strides` in elements, none 0.
+
+    Kernels write any strides that they are given.
+    """
+
+    strides: Shape = ()
+
+    @property
+    def span(self) -> int:
+        """Elements from the first to the last, both included."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,8 @@ import numpy as np
 
 from fd_core.api import dtype as dt
 from fd_core.api.tensor import TensorSpec
+from fd_core.ops.quantization._float8 import GROUP, groups_of, quantise_groups
 from fd_core.ops.schema import EXACT, REQUIRED, Case, In, Out, op
-
-GROUP = 128
-LARGEST = np.float32(448)
-FLOOR = np.float32(1e-10)
 
 
 def _case(m: int, h: int, power_of_two: bool, *, zero: bool = False, bench: bool = False) -> Case:
@@ -37,7 +34,7 @@ CASES += [_case(512, 1024, False, bench=True)]
 
 def _outputs(input: TensorSpec, block_size: int, use_ue8m0: bool) -> list[TensorSpec]:
     rows, columns = input.shape
-    groups = -(-columns // GROUP)
+    groups = groups_of(columns)
     scale = TensorSpec((rows, -(-groups // 4)), dt.int32) if use_ue8m0 else None
     return [
         TensorSpec(input.shape, dt.float8_e4m3fn),
@@ -64,26 +61,4 @@ def per_token_quant(
     float16, block_size 128. Raises ValueError for other sizes, TypeError for other types. Source:
     specification ops-quant-moe §1.
     """
-    if block_size != GROUP:
-        raise ValueError(f"per_token_quant.block_size: want {GROUP}, have {block_size}")
-    rows, columns = input.shape
-    groups = -(-columns // GROUP)
-    wide = np.zeros((rows, groups * GROUP), np.float32)
-    wide[:, :columns] = input
-    blocks = wide.reshape(rows, groups, GROUP)
-    amax = np.fmax.reduce(np.abs(blocks), axis=2, initial=0)
-    amax = np.fmax(amax, FLOOR).astype(np.float32)
-    scale = amax / LARGEST
-    if use_ue8m0:
-        bits = np.fmax(scale, FLOOR).astype(np.float32).view(np.uint32)
-        exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0)
-        scaled = blocks / (exponent << 23).astype(np.uint32).view(np.float32)[:, :, None]
-        packed = np.zeros((rows, output_scale.shape[1] * 4), np.uint8)
-        packed[:, :groups] = exponent
-        output_scale[...] = packed.view(np.int32)
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = blocks * LARGEST / amax[:, :, None]
-        output_scale[...] = scale
-    codes = np.clip(scaled, -LARGEST, LARGEST).reshape(rows, groups * GROUP)[:, :columns]
-    output[...] = codes.astype(output.dtype)
+    output[...], output_scale[...] = quantise_groups("per_token_quant", input, block_size, use_ue8m0)
