@@ -67,21 +67,44 @@ inline bool blocking() {
   return on;
 }
 
+template <typename... Params, typename... Args>
+void launch(const Launch& on, void (*kernel)(Params...), const cudaLaunchConfig_t& config,
+            Args... args) {
+  static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
+  static_assert((std::is_same_v<std::remove_cv_t<Params>, Args> && ...),
+                "arguments are passed by address: their types must be the parameters' own");
+  if (config.gridDim.x == 0 || config.gridDim.y == 0 || config.gridDim.z == 0) return;
+  void* values[] = {const_cast<void*>(static_cast<const void*>(&args))...};
+  cuda_check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), values), on.op,
+             "launch");
+  if (blocking()) cuda_check(cudaStreamSynchronize(on.stream), on.op, "kernel");
+}
+
+inline cudaLaunchConfig_t launch_config(const Launch& on, dim3 grid, dim3 block, size_t shared) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block;
+  config.dynamicSmemBytes = shared, config.stream = on.stream;
+  return config;
+}
+
 // Checked launch; an empty grid launches nothing.
 template <typename... Params, typename... Args>
 void run(const Launch& on, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
          Args... args) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = block;
-  config.dynamicSmemBytes = shared, config.stream = on.stream;
-  void* values[] = {const_cast<void*>(static_cast<const void*>(&args))...};
-  static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
-  static_assert((std::is_same_v<std::remove_cv_t<Params>, Args> && ...),
-                "arguments are passed by address: their types must be the parameters' own");
-  cuda_check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), values), on.op,
-             "launch");
-  if (blocking()) cuda_check(cudaStreamSynchronize(on.stream), on.op, "kernel");
+  launch(on, kernel, launch_config(on, grid, block, shared), args...);
+}
+
+// The same for kernels that call wait_for_inputs() (fd/overlap.cuh): from sm_90 on they start while
+// the kernel before them ends.
+template <typename... Params, typename... Args>
+void run_overlapped(const Launch& on, void (*kernel)(Params...), dim3 grid, dim3 block,
+                    size_t shared, Args... args) {
+  cudaLaunchConfig_t config = launch_config(on, grid, block, shared);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  if (on.sm() >= 90) config.attrs = &overlap, config.numAttrs = 1;
+  launch(on, kernel, config, args...);
 }
 
 // More than 48 KiB of dynamic shared memory has to be asked for, once per kernel and device.
