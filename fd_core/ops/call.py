@@ -63,7 +63,7 @@ class PublicOp:
         known, routes = self._routes
         if known is not session or len(routes) >= _FORMS:
             routes = {}
-        routes[key] = find_route(self.definition.spec, session, args, kwargs)
+        routes[key] = find_route(self.definition, session, args, kwargs)
         self._routes = (session, routes)
         return result
 

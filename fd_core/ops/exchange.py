@@ -8,8 +8,8 @@ memory from the library's own allocator.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from functools import cache
 from typing import Any
 
 from fd_core.api.device import Device
@@ -78,48 +78,67 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", ctypes.pythonapi))
 
 
-@dataclass(frozen=True, slots=True)
 class Exchange:
     """The table of one tensor type."""
 
-    table: ExchangeTable
-    type: type
+    __slots__ = ("_allocate", "_stream", "_to_object", "type")
+
+    def __init__(self, table: ExchangeTable, kind: type[Any]) -> None:
+        self.type = kind
+        self._allocate, self._to_object, self._stream = (
+            table.allocate,
+            table.to_object,
+            table.current_stream,
+        )
+
+    @property
+    def allocates(self) -> bool:
+        return bool(self._allocate) and bool(self._to_object)
 
     def current_stream(self, device: Device) -> int | None:
         """Raw handle of the stream the library works on; None if it has none for `device`."""
-        if not self.table.current_stream:
-            return None
         stream = ctypes.c_void_p()
-        if self.table.current_stream(device.code, device.index, ctypes.byref(stream)):
+        if not self._stream or self._stream(device.code, device.index, ctypes.byref(stream)):
             return None
         return stream.value or 0
 
     def allocate(self, spec: TensorSpec, device: Device) -> Any:
         """An uninitialised tensor of the library's own. MemoryError with the library's words."""
-        shape = (ctypes.c_int64 * len(spec.shape))(*spec.shape)
-        kind = spec.dtype
-        like = DLTensor(
-            None, device.code, device.index, len(shape), kind.code, kind.bits, 1, shape, None, 0
-        )
-        managed, result, problem = ctypes.c_void_p(), ctypes.c_void_p(), _Problem()
-        if self.table.allocate(ctypes.byref(like), ctypes.byref(managed), None, problem.callback):
-            raise MemoryError(f"{self.type.__name__}: want {spec.nbytes} bytes on {device}, {problem.text}")
-        if self.table.to_object(managed, ctypes.byref(result)):
+        kind, ndim = spec.dtype, len(spec.shape)
+        shape = _sizes(ndim)(*spec.shape)
+        like = DLTensor(None, device.code, device.index, ndim, kind.code, kind.bits, 1, shape, None, 0)
+        managed, result = ctypes.c_void_p(), ctypes.c_void_p()
+        if self._allocate(ctypes.byref(like), ctypes.byref(managed), None, _note_problem):
+            raise MemoryError(
+                f"{self.type.__name__}: want {spec.nbytes} bytes on {device}, {_take_problem()}"
+            )
+        if self._to_object(managed, ctypes.byref(result)):
             raise MemoryError(f"{self.type.__name__}: cannot take over its own memory on {device}")
         owned = ctypes.cast(result, ctypes.py_object).value
         _release(result)
         return owned
 
 
-class _Problem:
-    """Collects what an allocator says of its failure."""
+@cache
+def _sizes(ndim: int) -> Any:
+    return ctypes.c_int64 * ndim
 
-    def __init__(self) -> None:
-        self.text = "the library gives no reason"
-        self.callback: Callable[..., None] = _SetError(self._set)
 
-    def _set(self, _: Any, kind: bytes, message: bytes) -> None:
-        self.text = f"{kind.decode()}: {message.decode()}"
+_problems = threading.local()
+
+
+def _set_problem(_: Any, kind: bytes, message: bytes) -> None:
+    _problems.text = f"{kind.decode()}: {message.decode()}"
+
+
+#: Where an allocator says why it failed; kept, because C holds no reference.
+_note_problem = _SetError(_set_problem)
+
+
+def _take_problem() -> str:
+    text: str = getattr(_problems, "text", "and the library gives no reason")
+    _problems.text = "and the library gives no reason"
+    return text
 
 
 _known: dict[type[Any], Exchange | None] = {}

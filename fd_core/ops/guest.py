@@ -133,7 +133,7 @@ def allocator(example: Any, platform: Platform, device: Device) -> Allocator:
     """Where results come from: the allocator of the library that `example` comes from, so that its
     memory follows that library's streams; the platform's for all others."""
     table = None if example is None else exchange(type(example))
-    if table is None or not table.table.allocate:
+    if table is None or not table.allocates:
         return platform.empty
     return lambda spec: table.allocate(spec, device)
 

@@ -14,14 +14,53 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from fd_core.api.dtype import DType, dtype
 from fd_core.api.kernel import OpSpec, Param, ParamKind
-from fd_core.api.tensor import Tensor
+from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.host.dispatch import FrozenOp
 from fd_core.ops.exchange import exchange
-from fd_core.ops.guest import records
+from fd_core.ops.guest import Allocator, allocator, records
+from fd_core.ops.schema import Infer, OpDef
 
 if TYPE_CHECKING:
     from fd_core.host.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Allocates the outputs that a form of call leaves out, from the op's shape rule."""
+
+    infer: Infer
+    inputs: tuple[tuple[str, int], ...]  # name and position of what the shape rule wants
+    missing: tuple[tuple[int, int], ...]  # position of an output in the schema, and among the outputs
+    new: Allocator
+
+    def fill(self, values: list[Any]) -> bool:
+        """Whether it could; False before anything is made, so that the long way says what is wrong."""
+        try:
+            specs = self.infer(**{name: describe(values[i]) for name, i in self.inputs})
+        except (IndexError, TypeError, ValueError):
+            return False
+        if any(type(specs[number]) is not TensorSpec for _, number in self.missing):
+            return False
+        for position, number in self.missing:
+            values[position] = self.new(specs[number])
+        return True
+
+
+_types: dict[Any, DType] = {}
+
+
+def describe(value: Any) -> Any:
+    """A tensor as the shape rule wants it, an attribute as it is; TypeError for an unknown type."""
+    if type(value) is Tensor:
+        return value.spec
+    if not hasattr(value, "dtype"):
+        return value
+    kind = value.dtype
+    if kind not in _types:
+        _types[kind] = dtype(str(kind).rpartition(".")[2])
+    return TensorSpec(tuple(value.shape), _types[kind])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +74,17 @@ class Route:
     constants: tuple[Any, ...]
     tracked: tuple[int, ...]
     results: tuple[int, ...]
+    maker: Maker | None
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, Any]:
-        """(True, the call's result); (False, None) where a gradient is wanted: the long way refuses."""
-        values = self.pick((*args, *kwargs.values(), *self.constants))
+        """(True, the call's result); (False, None), with nothing done, for a call the long way refuses."""
+        values: Any = self.pick((*args, *kwargs.values(), *self.constants))
         for position in self.tracked:
             if values[position].requires_grad and records(type(values[position])):
+                return False, None
+        if self.maker is not None:
+            values = list(values)
+            if not self.maker.fill(values):
                 return False, None
         self.op.calls += 1
         self.target(*values)
@@ -54,9 +98,10 @@ def form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def find_route(
-    spec: OpSpec, session: Session, args: Sequence[Any], kwargs: Mapping[str, Any]
+    definition: OpDef, session: Session, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Route | None:
     """The route of calls of this form; None if they must take the long way."""
+    spec = definition.spec
     op = session.ops.table.get(spec.name)
     if type(op) is not FrozenOp or not _is_compiled(op.target):
         return None
@@ -66,7 +111,25 @@ def find_route(
     given = {name: (args[i] if i < len(args) else [*kwargs.values()][i - len(args)]) for name, i in places}
     if not all(_fits(p, given) for p in spec.params):
         return None
-    return _route(spec, op, dict(places), given, len(args) + len(kwargs))
+    maker = _maker(definition, session, given)
+    if maker is None and any(given.get(p.name) is None for p in spec.outputs):
+        return None
+    return _route(spec, op, dict(places), given, len(args) + len(kwargs), maker)
+
+
+def _maker(definition: OpDef, session: Session, given: Mapping[str, Any]) -> Maker | None:
+    """None where nothing is missing, or where the first tensor's library has no allocator in its table."""
+    spec = definition.spec
+    outputs = [(i, p.name) for i, p in enumerate(spec.params) if p.kind is ParamKind.OUT]
+    missing = [(i, name) for i, name in outputs if given.get(name) is None]
+    example = next((given[p.name] for p in spec.inputs if is_direct(type(given.get(p.name)))), None)
+    table = exchange(type(example))
+    if not missing or example is None or not (type(example) is Tensor or (table and table.allocates)):
+        return None
+    new = allocator(example, session.platform, session.device.device)
+    numbers = {name: number for number, (_, name) in enumerate(outputs)}
+    inputs = tuple((p.name, i) for i, p in enumerate(spec.params) if p.kind is not ParamKind.OUT)
+    return Maker(definition.infer, inputs, tuple((i, numbers[name]) for i, name in missing), new)
 
 
 def _is_compiled(target: Any) -> bool:
@@ -89,12 +152,12 @@ def _places(spec: OpSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> lis
 def _fits(param: Param, given: Mapping[str, Any]) -> bool:
     """Whether the kernel takes the argument (or the default of the absent one) as it is."""
     if param.name not in given:
-        left_out = param.optional or not param.required
-        return left_out and param.kind is not ParamKind.OUT
+        return param.optional or not param.required or param.kind is ParamKind.OUT
     value = given[param.name]
     if param.kind is ParamKind.ATTR:
         return type(value) is param.type or (param.type is float and type(value) is int)
-    return (value is None and param.optional) or is_direct(type(value))
+    left_out = value is None and (param.optional or param.kind is ParamKind.OUT)
+    return left_out or is_direct(type(value))
 
 
 def is_direct(kind: type) -> bool:
@@ -103,12 +166,20 @@ def is_direct(kind: type) -> bool:
 
 
 def _route(
-    spec: OpSpec, op: FrozenOp, places: Mapping[str, int], given: Mapping[str, Any], count: int
+    spec: OpSpec,
+    op: FrozenOp,
+    places: Mapping[str, int],
+    given: Mapping[str, Any],
+    count: int,
+    maker: Maker | None,
 ) -> Route:
     absent = [p for p in spec.params if p.name not in places]
     index = {**places, **{p.name: count + i for i, p in enumerate(absent)}}
     changed = spec.outputs or tuple(p for p in spec.params if p.kind is ParamKind.INOUT)
-    back = [i for i, p in enumerate(spec.params) if p in changed and given.get(p.name) is not None]
+    back = [
+        i for i, p in enumerate(spec.params)
+        if p in changed and (p.kind is ParamKind.OUT or given.get(p.name) is not None)
+    ]  # fmt: skip
     tracked = [
         i for i, p in enumerate(spec.params)
         if p.kind is not ParamKind.ATTR and hasattr(given.get(p.name), "requires_grad")
@@ -116,4 +187,4 @@ def _route(
     order = [index[p.name] for p in spec.params]
     pick = itemgetter(*order) if len(order) > 1 else lambda values: (values[order[0]],)
     constants = tuple(p.default for p in absent)
-    return Route(op, op.target, pick, constants, tuple(tracked), tuple(back))
+    return Route(op, op.target, pick, constants, tuple(tracked), tuple(back), maker)

@@ -56,6 +56,14 @@ class Far:
         storage = Storage(near.ptr, near.nbytes, DEVICE, near)
         self.view = Tensor(near.ptr, near.shape, near.dtype, storage)
 
+    @property
+    def dtype(self) -> str:
+        return "far.float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return (DEVICE.code, DEVICE.index)
 

@@ -63,7 +63,8 @@ def test_every_op_takes_and_returns_the_guests_tensors(guest: Guest, session: Se
     done = set()
     for definition, case, kind in trials():
         if definition.name in session.ops:
-            check(guest, definition, case, kind, session)
+            for _ in ("long way", "short way"):
+                check(guest, definition, case, kind, session)
             done.add(definition.name)
     assert len(done) >= 0.9 * len(catalogue())
 
@@ -127,6 +128,15 @@ def test_refusals_read_the_same_on_both_ways(guest: Guest) -> None:
         ops.rms_norm(x, w, out=out)
     with pytest.raises(TypeError, match=r"given twice"):
         ops.rms_norm(x, w, 1e-6, out, out=out)
+
+
+def test_shapes_of_results_follow_every_call(guest: Guest, session: Session) -> None:
+    for rows in (2, 3, 0, 5):
+        x = np.full((rows, 8), 2, np.float32)
+        got = on_host(session, ops.rms_norm(guest.tensor(x), guest.tensor(np.ones(8, np.float32)), 0.0))
+        np.testing.assert_allclose(got, np.ones((rows, 8)), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"swiglu"):
+        ops.swiglu(guest.tensor(np.ones((2, 7), np.float32)), None)
 
 
 def test_calls_are_counted_on_both_ways(guest: Guest, session: Session) -> None:

@@ -73,16 +73,20 @@ class TestExchangeTable:
                 assert streams.environment_stream(far.DEVICE) == OURS
 
     def test_results_come_from_the_librarys_allocator(self, kernel: Kernel) -> None:
-        far.Far.stream, made = 3, far.Far.made
-        got = ops.silu(x())
-        assert (type(got), far.Far.made - made) == (far.Far, 1)
-        assert got.view.shape == (2, 8)
-        assert kernel.streams == [3]
+        made = far.Far.made
+        for far.Far.stream in (3, 4):
+            got = ops.silu(x())
+            assert type(got) is far.Far
+            assert got.view.shape == (2, 8)
+        assert far.Far.made - made == 2
+        assert kernel.streams == [3, 4]
 
     def test_its_refusal_is_handed_on_before_the_kernel_runs(self, kernel: Kernel) -> None:
-        with pytest.raises(MemoryError, match=r"Far: want 416 bytes on far:0, MemoryError: thirteen rows"):
-            ops.silu(far.Far(np.ones((13, 8))))
-        assert kernel.streams == []
+        ops.silu(x())
+        for _ in range(2):
+            with pytest.raises(MemoryError, match=r"Far: want 416 bytes on far:0, .*: thirteen rows"):
+                ops.silu(far.Far(np.ones((13, 8))))
+        assert len(kernel.streams) == 1
 
     def test_our_own_tensors_first(self, kernel: Kernel) -> None:
         far.Far.stream = 11
