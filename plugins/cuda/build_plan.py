@@ -1,6 +1,6 @@
 """Turns kernels.toml and FD_CUDA_ARCHS into what CMake needs, and writes the manifest and its stamp.
 
-    python build_plan.py --out BUILD --archs "80 90a" --compiler "NVIDIA 13.0"
+    python build_plan.py --out BUILD --archs "80 90a" --nvcc /usr/local/cuda/bin/nvcc
 
 Writes plan.cmake (each source with its targets), stamp.cc (exports `fd_stamp`) and fd_plugin.json. Needs
 nothing but Python (and tomli before 3.11): fd-core is not there while its plug-ins are built.
@@ -15,7 +15,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,21 @@ else:
     import tomli as tomllib
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from toolkit import library_folder, release  # noqa: E402
+
 CORE = HERE.parents[1] / "fd_core" / "include"
-#: What FD_CUDA_ARCHS may name; 70 is compiled by NVRTC 12.9, all others by nvcc 13.
+#: What FD_CUDA_ARCHS may name, and the default; 70 is compiled by NVRTC 12.9, all others by nvcc 13.
 TARGETS = ("70", "75", "80", "86", "89", "90a", "100a", "120a")
-DEFAULT = ("75", "80", "86", "89", "90a", "100a", "120a")
+DEFAULT = TARGETS
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-DFD_DEVICE_TYPE=kDLCUDA",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+)
 
 
 def read_toml(name: str) -> dict[str, Any]:
@@ -57,9 +68,9 @@ def runs_on(row: dict[str, Any], target: str) -> bool:
     return target in only if only else int(target.rstrip("a")) >= row.get("from", 70)
 
 
-def sources(table: dict[str, Any], targets: Iterable[str]) -> dict[str, list[str]]:
+def sources(table: dict[str, Any], targets: Collection[str]) -> dict[str, list[str]]:
     """File -> the targets it is compiled for: those of all entries that name it."""
-    files: dict[str, set[str]] = {}
+    files: dict[str, set[str]] = {file: set(targets) for file in table["support"]["common"]}
     for part in ("ops", "private"):
         for name, row in table.get(part, {}).items():
             given = row.get("source", f"{name}.cu")
@@ -119,19 +130,37 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     write(folder / "fd_plugin.json", json.dumps(data, indent=2) + "\n")
 
 
+def for_nvcc(targets: list[str]) -> list[str]:
+    """nvcc 13 knows no sm_70; a file that is for nothing newer still needs some code for the link."""
+    return [target for target in targets if target != "70"] or ["75"]
+
+
+def plan(targets: tuple[str, ...], nvcc: str) -> str:
+    """The CMake file. FD_TARGETS_x: what a source is for; FD_NVCC_x: what nvcc makes of it."""
+    files = sources(read_toml("kernels.toml"), targets)
+    lists: dict[str, Iterable[str]] = {"FD_SOURCES": files, "FD_TARGETS": targets, "FD_FLAGS": FLAGS}
+    lists |= {f"FD_TARGETS_{file}": found for file, found in files.items()}
+    lists |= {f"FD_NVCC_{file}": for_nvcc(found) for file, found in files.items()}
+    lists["FD_LINK"] = [library_folder(nvcc)] if nvcc else []
+    return "".join(f"set({name} {' '.join(items)})\n" for name, items in lists.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write plan.cmake, stamp.cc and fd_plugin.json.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--archs", default="")
-    parser.add_argument("--compiler", default="unknown")
+    parser.add_argument("--nvcc", default="")
     args = parser.parse_args()
     targets = parse_archs(args.archs)
-    facts = stamp(targets, args.compiler)
-    plan = sources(read_toml("kernels.toml"), targets)
-    lines = [f"set(FD_SOURCES {' '.join(plan)})", f"set(FD_TARGETS {' '.join(targets)})"]
-    lines += [f"set(FD_TARGETS_{file} {' '.join(found)})" for file, found in plan.items()]
+    if targets and not args.nvcc:
+        raise SystemExit(
+            "fd-cuda: want nvcc of CUDA 13 (CUDACXX, PATH, or pip install nvidia-cuda-nvcc==13.0.*), have "
+            "none; "
+            "fix: install it, or FD_CUDA_ARCHS=none for a plug-in without kernels"
+        )
+    facts = stamp(targets, "nvcc " + ".".join(map(str, release(args.nvcc))) if args.nvcc else "none")
     args.out.mkdir(parents=True, exist_ok=True)
-    write(args.out / "plan.cmake", "\n".join(lines) + "\n")
+    write(args.out / "plan.cmake", plan(targets, args.nvcc))
     literal = json.dumps(json.dumps(facts))
     write(args.out / "stamp.cc", f'#include "fd/stamp.h"\n\nFD_STAMP({literal})\n')
     write_manifest(args.out, facts)

@@ -19,13 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "src"), str(HERE)]
 
-from build_plan import CORE, write_manifest  # noqa: E402
+from build_plan import CORE, FLAGS, write_manifest  # noqa: E402
 from fd_cuda.table import read_table  # noqa: E402
-
-FLAGS = [
-    "-std=c++17", "-O3", "-DFD_DEVICE_TYPE=kDLCUDA", "--expt-relaxed-constexpr", "-lineinfo",
-    "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra",
-]  # fmt: skip
 
 
 def headers() -> float:
@@ -49,6 +44,9 @@ def main() -> None:
     parser.add_argument("--arch", default="90a")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="registers, shared memory and spills")
+    parser.add_argument(
+        "--embedded", help="also by NVRTC for this architecture, used if FD_CUDA_EMBEDDED=1"
+    )
     args = parser.parse_args()
     if shutil.which("nvcc") is None:
         raise SystemExit("dev_build: want nvcc on PATH; have none")
@@ -58,10 +56,11 @@ def main() -> None:
     entries = {**table.ops, **table.private}
     chosen = [entries[op] for op in args.ops] or list(entries.values())
     fitting = [entry for entry in chosen if entry.runs_on(args.arch)]
-    names = dict.fromkeys(s for entry in fitting for s in entry.sources)
+    names = dict.fromkeys([*table.common, *(s for entry in fitting for s in entry.sources)])
     includes = [HERE / "csrc/include", CORE, info.find_include_path(), info.find_dlpack_include_path()]
     flags = [
         *FLAGS,
+        "-lineinfo",
         f"-gencode=arch=compute_{args.arch},code=sm_{args.arch}",
         *(f"-I{p}" for p in includes),
     ]
@@ -70,6 +69,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         objects = list(pool.map(lambda s: compile_one(HERE / "csrc" / s, folder, flags), names))
+    if args.embedded:
+        pairs = [f"{HERE / 'csrc' / obj.stem}.cu={obj}" for obj in objects if obj.stem != "embedded"]
+        out = folder / "sm_70.cc"
+        command = [sys.executable, str(HERE / "nvrtc_build.py"), "--arch", args.embedded, "--out", str(out)]
+        subprocess.run([*command, *pairs], check=True)
+        objects.append(compile_one(out, folder, flags))
     link = ["nvcc", "-shared", "-cudart=static", "-o", str(args.out), *map(str, objects)]
     subprocess.run([*link, info.find_libtvm_ffi()], check=True)
     write_manifest(HERE / "src/fd_cuda", {})

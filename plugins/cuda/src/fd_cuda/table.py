@@ -35,8 +35,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`ops` implement the catalogue; `private` are exports that only this plug-in calls."""
+    """`ops` implement the catalogue; `private` are exports that only this plug-in calls; `common` are
+    sources that every library needs."""
 
+    common: tuple[str, ...]
     ops: dict[str, Entry]
     private: dict[str, Entry]
 
@@ -66,4 +68,4 @@ def read_table(path: Path) -> Table:
     ops, private = (
         {name: _entry(name, row) for name, row in data.get(part, {}).items()} for part in ("ops", "private")
     )
-    return Table(ops, private)
+    return Table(tuple(data["support"]["common"]), ops, private)

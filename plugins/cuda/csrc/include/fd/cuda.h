@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "fd/check.h"
+#include "fd/embedded.h"
 
 namespace fd {
 
@@ -75,8 +76,8 @@ void launch(const Launch& on, void (*kernel)(Params...), const cudaLaunchConfig_
                 "arguments are passed by address: their types must be the parameters' own");
   if (config.gridDim.x == 0 || config.gridDim.y == 0 || config.gridDim.z == 0) return;
   void* values[] = {const_cast<void*>(static_cast<const void*>(&args))...};
-  cuda_check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), values), on.op,
-             "launch");
+  const void* target = kernel_on(on.op, on.device, reinterpret_cast<const void*>(kernel));
+  cuda_check(cudaLaunchKernelExC(&config, target, values), on.op, "launch");
   if (blocking()) cuda_check(cudaStreamSynchronize(on.stream), on.op, "kernel");
 }
 
@@ -110,8 +111,8 @@ void run_overlapped(const Launch& on, void (*kernel)(Params...), dim3 grid, dim3
 // More than 48 KiB of dynamic shared memory has to be asked for, once per kernel and device.
 template <typename... Params>
 void allow_shared(const Launch& on, void (*kernel)(Params...), size_t bytes) {
-  FD_CUDA_CHECK(on.op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize,
+  const void* target = kernel_on(on.op, on.device, reinterpret_cast<const void*>(kernel));
+  FD_CUDA_CHECK(on.op, cudaFuncSetAttribute(target, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             static_cast<int>(bytes)));
 }
 

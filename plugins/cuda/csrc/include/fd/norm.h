@@ -46,4 +46,11 @@ RowShape row_shape(int64_t width, std::initializer_list<int64_t> steps,
   return {static_cast<int>((threads + kWarp - 1) / kWarp * kWarp), vectors};
 }
 
+// Lanes of a warp that hold `packs` vectors, one each, so that they can add up by halving.
+inline int pow2_lanes(int64_t packs) {
+  int lanes = 1;
+  while (lanes < packs) lanes *= 2;
+  return lanes;
+}
+
 }  // namespace fd

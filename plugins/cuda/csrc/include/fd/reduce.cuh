@@ -7,11 +7,11 @@ namespace fd {
 constexpr int kWarp = 32;
 
 struct Sum {
-  static constexpr float kNeutral = 0.f;
+  __device__ static float neutral() { return 0.f; }
   __device__ static float of(float a, float b) { return a + b; }
 };
 struct Max {
-  static constexpr float kNeutral = -INFINITY;
+  __device__ static float neutral() { return -INFINITY; }
   __device__ static float of(float a, float b) { return fmaxf(a, b); }
 };
 
@@ -32,7 +32,7 @@ __device__ __forceinline__ float block_reduce(float x, float* scratch) {
   if (warps == 1) return x;
   if (lane == 0) scratch[warp] = x;
   __syncthreads();
-  x = lane < warps ? scratch[lane] : Op::kNeutral;
+  x = lane < warps ? scratch[lane] : Op::neutral();
   return warp_reduce<Op>(x);
 }
 

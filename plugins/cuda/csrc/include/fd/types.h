@@ -11,7 +11,7 @@ using int32_t = int;
 using uint32_t = unsigned int;
 using int64_t = long;
 using uint64_t = unsigned long;
-#define INFINITY __int_as_float(0x7f800000)
+#define INFINITY __int_as_float(0x7f800000)  // no constant there: not for constexpr
 #else
 #include <cmath>
 #include <cstdint>

@@ -1,0 +1,95 @@
+#include "fd/norm.cuh"
+
+namespace fd {
+
+// One block a row; the sum stays in registers, as it was rounded for `residual`.
+template <typename T, typename W, int V>
+__global__ void fused_add_rmsnorm_rows(T* x, int64_t x_step, T* residual, int64_t residual_step,
+                                       const W* weight, float eps, int64_t hidden) {
+  __shared__ float scratch[kWarp];
+  let_next_start();
+  wait_for_inputs();
+  x += blockIdx.x * x_step, residual += blockIdx.x * residual_step;
+  Pack<T> kept[V];
+  float sum = 0.f;
+  each_pack<T, V>(hidden, [&](int v, int64_t at) {
+    const Pack<T> a = load_pack(x + at), b = load_pack(residual + at);
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) kept[v][i] = from_float<T>(to_float(a[i]) + to_float(b[i]));
+    store_pack(residual + at, kept[v]);
+    sum += sum_squares<T>(kept[v]);
+  });
+  const float scale = rms_scale(sum, hidden, eps, scratch);
+  each_pack<T, V>(hidden, [&](int v, int64_t at) {
+    store_pack(x + at, scaled<T, W>(kept[v], scale, weight + at));
+  });
+}
+
+// Any width, alignment and stride: two passes over the row.
+template <typename T, typename W>
+__global__ void fused_add_rmsnorm_any(T* x, int64_t x_step, T* residual, int64_t residual_step,
+                                      const W* weight, float eps, int64_t hidden) {
+  __shared__ float scratch[kWarp];
+  let_next_start();
+  wait_for_inputs();
+  x += blockIdx.x * x_step, residual += blockIdx.x * residual_step;
+  float sum = 0.f;
+  for (int64_t i = threadIdx.x; i < hidden; i += blockDim.x) {
+    const T total = from_float<T>(to_float(x[i]) + to_float(residual[i]));
+    residual[i] = total;
+    sum += to_float(total) * to_float(total);
+  }
+  const float scale = rms_scale(sum, hidden, eps, scratch);
+  for (int64_t i = threadIdx.x; i < hidden; i += blockDim.x)
+    x[i] = from_float<T>(to_float(residual[i]) * scale * to_float(weight[i]));
+}
+
+}  // namespace fd
+
+#ifndef __CUDACC_RTC__
+#include "fd/norm.h"
+
+namespace fd {
+
+template <typename T, typename W>
+void fused_add_rmsnorm_launch(const Launch& on, Tensor x, Tensor residual, Tensor weight,
+                              float eps) {
+  const int64_t hidden = x.size(1), x_step = x.stride(0), residual_step = residual.stride(0);
+  T *px = x.data<T>(), *pr = residual.data<T>();
+  const W* pw = weight.data<W>();
+  const RowShape shape = row_shape<T>(hidden, {x_step, residual_step}, {px, pr, pw});
+  const auto start = [&](auto kernel) {
+    run_overlapped(on, kernel, dim3(x.size(0)), dim3(shape.threads), 0, px, x_step, pr,
+                   residual_step, pw, eps, hidden);
+  };
+  switch (shape.vectors) {
+    case 1:
+      return start(fused_add_rmsnorm_rows<T, W, 1>);
+    case 2:
+      return start(fused_add_rmsnorm_rows<T, W, 2>);
+    case 4:
+      return start(fused_add_rmsnorm_rows<T, W, 4>);
+    default:
+      return start(fused_add_rmsnorm_any<T, W>);
+  }
+}
+
+void fused_add_rmsnorm(Tensor x, Tensor residual, Tensor weight, double eps) {
+  const char* op = "fused_add_rmsnorm";
+  Check{op, "x", x}.rank(2).inner_contiguous();
+  Check{op, "residual", residual}.same_shape(x).same_dtype(x).inner_contiguous();
+  check_weight(op, "weight", weight, x, x.size(1));
+  check_eps(op, eps);
+  if (x.numel() > 0 && x.data<char>() == residual.data<char>())
+    fail("ValueError", op, ".residual: want memory of its own, have x's");
+  same_device(op, x, {residual, weight});
+  const Launch on = launch_on(op, x);
+  dispatch_norm(op, x, weight, [&](auto tag, auto weight_tag) {
+    fused_add_rmsnorm_launch<decltype(tag), decltype(weight_tag)>(on, x, residual, weight,
+                                                                  static_cast<float>(eps));
+  });
+}
+FD_EXPORT(fused_add_rmsnorm)
+
+}  // namespace fd
+#endif
