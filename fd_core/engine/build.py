@@ -152,6 +152,7 @@ def assemble(config: EngineConfig, session: Session, model: CausalLM, length: in
     layouts = model.kv_layouts()
     host_blocks = config.swap_space // sum(layout.bytes_per_block for layout in layouts)
     pools = KVPools(session.platform, session.ops, layouts, blocks, host_blocks)
+    lookahead = looks_ahead(config, session)
     runner = ModelRunner(
         model,
         pools,
@@ -160,7 +161,9 @@ def assemble(config: EngineConfig, session: Session, model: CausalLM, length: in
         max_num_tokens=config.max_num_batched_tokens,
         max_model_len=length,
         use_graphs=config.enable_graphs,
+        lookahead=lookahead,
     )
+    runner.warm_up()
     kv = KVManager(blocks, config.block_size, host_blocks=host_blocks, prefix=config.enable_prefix_caching)
     return Engine(
         runner,
@@ -171,7 +174,15 @@ def assemble(config: EngineConfig, session: Session, model: CausalLM, length: in
         eos_token_ids=list(model.config.eos_token_ids),
         guided=_guided(config, model),
         seed=config.seed,
+        lookahead=lookahead,
     )
+
+
+def looks_ahead(config: EngineConfig, session: Session) -> bool:
+    """Whether a step is planned while the one before runs."""
+    if config.async_scheduling == "auto":
+        return "asynchronous" in session.device.features
+    return config.async_scheduling == "on"
 
 
 def _guided(config: EngineConfig, model: CausalLM) -> GuidedCompiler | None:

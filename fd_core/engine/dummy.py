@@ -169,5 +169,5 @@ class DummyRunner:
 
 
 def _phase(plan: StepPlan) -> Mode:
-    decoding = [item.seq.in_decode for item in plan.items]
+    decoding = [item.decodes for item in plan.items]
     return "decode" if all(decoding) else "mixed" if any(decoding) else "prefill"

@@ -11,7 +11,7 @@ from fd_core import environ
 from fd_core.engine.guided import GuidedCompiler
 from fd_core.engine.kv_manager import KVManager
 from fd_core.engine.request import EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
-from fd_core.engine.runner import ModelRunner, StepResult
+from fd_core.engine.runner import Flight, ModelRunner
 from fd_core.engine.scheduler import Scheduler, StepPlan
 from fd_core.engine.sequence import Sequence, Status
 
@@ -23,7 +23,12 @@ class RequestRefusedError(ValueError):
 
 
 class Engine:
-    """Synchronous: `add_request` and `abort` at any moment between two `step`s."""
+    """`add_request` and `abort` at any moment between two `step`s.
+
+    `lookahead`: while the device runs a step the next one is planned and queued, and a step's tokens are
+    read one call of `step` later. What is generated is the same; a sequence that a token has ended may
+    still have a row in the step behind, whose result is thrown away.
+    """
 
     def __init__(
         self,
@@ -36,8 +41,10 @@ class Engine:
         eos_token_ids: list[int],
         guided: GuidedCompiler | None = None,
         seed: int | None = None,
+        lookahead: bool = False,
     ) -> None:
         self.runner = runner
+        self.lookahead = lookahead
         self.kv = kv
         self.scheduler = Scheduler(kv, runner.max_num_seqs, max_num_tokens)
         self.max_model_len = max_model_len
@@ -46,11 +53,12 @@ class Engine:
         self.guided = guided
         self.requests: dict[str, list[Sequence]] = {}
         self.stats_now = EngineStats(blocks_total=kv.pool.total)
+        self._flight: Flight | None = None  # launched and sampled, its tokens not read yet
         self._random: Callable[[], int] = _seed_source(seed)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return bool(self.scheduler.running or self.scheduler.waiting or self._flight)
 
     def add_request(self, request: EngineRequest) -> None:
         """Queue a request; raises RequestRefusedError with the reason for one that cannot be served."""
@@ -78,16 +86,20 @@ class Engine:
         self._forget_if_done(request_id)
 
     def step(self) -> list[EngineOutput]:
-        """Run one step; returns the news of every sequence that has any."""
+        """Run one step; returns the news of every sequence that has any.
+
+        Schedule, launch, read the step before, sample. The device runs the launched step while the host
+        reads and samples, so that it waits for the host only if a step takes longer here than there.
+        """
         started = time.perf_counter()
-        plan = self.scheduler.schedule()
-        try:
-            result = self.runner.execute(plan) if plan.items else StepResult()
-        except Exception as error:
-            return self._fail(plan, error)
-        self.scheduler.advance(plan)
-        outputs = [self._take(seq, token, logprobs) for seq, token, logprobs in result.sampled]
-        self._count(plan, len(outputs), time.perf_counter() - started)
+        before, flight = self._flight, self._launch(self.scheduler.schedule())
+        self._flight = flight
+        outputs = self._settle(before)
+        self._sample(self._flight)
+        if self._flight is not None and (self._flight.error or not self.lookahead):
+            flight, self._flight = self._flight, None
+            outputs += self._settle(flight)
+        self._count(len(outputs), time.perf_counter() - started)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -99,6 +111,49 @@ class Engine:
         now.preemptions = self.scheduler.num_preemptions
         now.prefix_queries, now.prefix_hits = self.kv.queries, self.kv.hits
         return now
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _launch(self, plan: StepPlan) -> Flight | None:
+        if not plan:
+            return None
+        try:
+            flight = self.runner.launch(plan)
+        except Exception as error:
+            return Flight(plan, error=error)
+        self.scheduler.launched(plan)
+        return flight
+
+    def _sample(self, flight: Flight | None) -> None:
+        if flight is None or flight.error is not None:
+            return
+        try:
+            self.runner.sample(flight)
+        except Exception as error:
+            flight.error = error
+
+    def _settle(self, flight: Flight | None) -> list[EngineOutput]:
+        """Take the results of a step. Should it have failed, so has what was launched behind it."""
+        if flight is None:
+            return []
+        try:
+            if flight.error is not None:
+                raise flight.error
+            result = self.runner.collect(flight)
+        except Exception as error:
+            outputs = self._fail(flight.plan, error)
+            self._undo()
+            return outputs
+        self.scheduler.settled(flight.plan)
+        return [self._take(*one) for one in result.sampled if one[0].status is not Status.FINISHED]
+
+    def _undo(self) -> None:
+        """Plan anew what was launched behind a step that failed."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        for seq in self.scheduler.undo(flight.plan):
+            self.runner.release(seq)
 
     # -- admission ---------------------------------------------------------------------------------
 
@@ -207,7 +262,8 @@ class Engine:
         """The step broke on the device: its requests end with the reason, all others live on."""
         log.exception("step with %d sequences failed", len(plan.items))
         self.scheduler.distrust(plan)
-        victims = [s for item in plan.items for s in self.requests.get(item.seq.request.request_id, [])]
+        alive = [item.seq for item in plan.items if item.seq.status is not Status.FINISHED]
+        victims = [s for seq in alive for s in self.requests.get(seq.request.request_id, [])]
         outputs = []
         for seq in dict.fromkeys(s for s in victims if s.status is not Status.FINISHED):
             seq.finish, seq.error = FinishReason.ERROR, f"{type(error).__name__}: {error}"
@@ -230,7 +286,7 @@ class Engine:
         if all(seq.status is Status.FINISHED for seq in self.requests.get(request_id, [])):
             self.requests.pop(request_id, None)
 
-    def _count(self, plan: StepPlan, generated: int, seconds: float) -> None:
+    def _count(self, generated: int, seconds: float) -> None:
         now = self.stats_now
         now.steps += 1
         now.generation_tokens += generated

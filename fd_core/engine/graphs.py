@@ -1,22 +1,28 @@
 """Decode steps as captured graphs: recorded once per padded batch size, replayed on new data.
 
-Everything a step needs lies in the builder's persistent buffers, so a recorded step reads the next
+Everything a step needs lies in the builder's persistent buffer, so a recorded step reads the next
 step's data from the same addresses. Rows behind the batch are padding: no query, no cache write.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from fd_core.api.platform import Graph, Platform
 from fd_core.api.tensor import Tensor
 from fd_core.engine.scheduler import Scheduled
 from fd_core.engine.step_inputs import InputBuilder, StepInputs
+from fd_core.host.dispatch import Dispatch, FrozenOp
+from fd_core.layers.buffers import Buffer
 
 log = logging.getLogger("fd.engine")
 
+#: Runs the model on padded inputs; logits [rows, vocab] of every row.
 Forward = Callable[[StepInputs], Tensor]
 
 
@@ -26,37 +32,82 @@ def capture_sizes(most: int) -> list[int]:
     return sorted({size for size in sizes if size < most} | {most})
 
 
-class DecodeGraphs:
-    """Graphs of pure decode steps, recorded on first use. Off for good where the device records none."""
+@dataclass(slots=True)
+class Recorded:
+    """A step of one size. `calls`: what a replay adds to the counters of the ops it holds."""
 
-    def __init__(self, platform: Platform, inputs: InputBuilder, forward: Forward, most: int) -> None:
+    graph: Graph
+    logits: Buffer
+    calls: list[tuple[FrozenOp, int, int]]
+
+    def replay(self) -> None:
+        self.graph.replay()
+        for op, calls, fallbacks in self.calls:
+            op.calls += calls
+            op.fallbacks += fallbacks
+
+
+class DecodeGraphs:
+    """Graphs of pure decode steps, the head included. Off for good where the device records none."""
+
+    def __init__(
+        self, platform: Platform, ops: Dispatch, inputs: InputBuilder, forward: Forward, most: int
+    ) -> None:
         self.platform = platform
+        self.ops = ops
         self.inputs = inputs
         self.forward = forward
         self.sizes = capture_sizes(most)
         self.enabled = True
         self.replays = 0
-        self._recorded: dict[int, tuple[Graph, StepInputs, Tensor]] = {}
+        self._recorded: dict[int, Recorded] = {}
 
-    def run(self, items: list[Scheduled]) -> tuple[StepInputs, Tensor] | None:
-        """The step's inputs and hidden states [rows, hidden]; None where it must run eagerly."""
-        if not self.enabled or not all(item.seq.in_decode for item in items):
+    def warm_up(self, sizes: list[int]) -> None:
+        """Record `sizes` ahead, so that no request waits for it; largest first, whose memory the others
+        can share."""
+        started = time.perf_counter()
+        for size in sorted(sizes, reverse=True):
+            self.inputs.transit.next_step()
+            step = self.inputs.build([], pad_to=size)
+            if not (self.enabled and self._record(size, step)):
+                return
+        log.info("captured %d decode steps in %.1f s", len(sizes), time.perf_counter() - started)
+
+    def run(self, items: list[Scheduled]) -> Tensor | None:
+        """Logits [rows, vocab] of a decode step; None where it must run eagerly."""
+        if not self.enabled or not all(item.decodes for item in items):
             return None
         size = self.sizes[bisect_left(self.sizes, len(items))]
         step = self.inputs.build(items, pad_to=size)
         if size not in self._recorded and not self._record(size, step):
             return None
-        graph, _, hidden = self._recorded[size]
-        graph.replay()
+        recorded = self._recorded[size]
+        recorded.replay()
         self.replays += 1
-        return step, hidden.slice(0, len(items))
+        return recorded.logits.rows(len(items))
 
     def _record(self, size: int, step: StepInputs) -> bool:
-        made: list[Tensor] = []
-        graph = self.platform.capture(lambda: made.append(self.forward(step)))
+        """Run the step once, because first calls may allocate, then record it."""
+        logits = self.forward(step)
+        with self._counted() as calls:
+            graph = self.platform.capture(lambda: _run(self.forward, step))
         if graph is None:
             self.enabled = False
             return False
-        log.info("captured the decode step for %d rows", size)
-        self._recorded[size] = (graph, step, made[0] if made else self.forward(step))
+        self._recorded[size] = Recorded(graph, Buffer(logits), calls)
         return True
+
+    @contextmanager
+    def _counted(self) -> Iterator[list[tuple[FrozenOp, int, int]]]:
+        """Op calls inside, which do not count themselves: recording runs nothing."""
+        before = [(op, op.calls, op.fallbacks) for op in self.ops.table.values()]
+        calls: list[tuple[FrozenOp, int, int]] = []
+        yield calls
+        for op, was, fell in before:
+            if op.calls > was:
+                calls.append((op, op.calls - was, op.fallbacks - fell))
+                op.calls, op.fallbacks = was, fell
+
+
+def _run(forward: Forward, step: StepInputs) -> None:
+    forward(step)

@@ -67,15 +67,15 @@ class KVManager:
         seq.num_remembered = len(blocks)
         seq.cached_tokens = max(seq.cached_tokens, min(seq.num_computed, seq.num_prompt))
 
-    def computed(self, seq: Sequence) -> None:
-        """`seq.num_computed` has advanced: complete blocks become findable."""
-        if not self.prefix:
+    def computed(self, seq: Sequence, tokens: int) -> None:
+        """The first `tokens` tokens of `seq` are in the cache: complete blocks become findable."""
+        complete = tokens // self.block_size
+        if not self.prefix or complete <= seq.num_remembered:
             return
-        complete = seq.num_computed // self.block_size
         seq.extend_hashes(self.block_size, complete * self.block_size)
         for i in range(seq.num_remembered, complete):
             self.pool.remember(seq.blocks[i], seq.hashes[i])
-        seq.num_remembered = max(seq.num_remembered, complete)
+        seq.num_remembered = complete
 
     def free(self, seq: Sequence) -> None:
         """Take back everything `seq` holds, wherever it is. Idempotent."""

@@ -15,9 +15,11 @@ from fd_core.api import dtype as dt
 from fd_core.api.device import DeviceInfo
 from fd_core.api.platform import Platform
 from fd_core.api.tensor import Tensor
+from fd_core.engine.buffers import Pack, aligned
 from fd_core.engine.request import TokenLogprobs
 from fd_core.engine.sampling_state import MASKED, RowState, RowTensors
 from fd_core.engine.staging import Scratch, Staged
+from fd_core.engine.transit import Transit
 
 if TYPE_CHECKING:
     from fd_core.host.dispatch import Dispatch
@@ -33,54 +35,114 @@ class SampleResult:
     logprobs: list[TokenLogprobs | None]
 
 
+#: Arrays of log-probability, rank, ids and log-probabilities of the best, on their way to the host.
+Scores = tuple[Array, Array, Array, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What was launched for some rows; its arrays are filled when the step's mark has passed.
+
+    `scored`: rows with log-probabilities, and how many alternatives each wants.
+    """
+
+    tokens: Array
+    scored: list[tuple[int, int]]
+    scores: Scores | None
+
+
 class Sampler:
     """Turns logits into tokens. Its buffers persist, and only what changed is sent to the device.
 
     A row's token depends on its logits, parameters, history, seed and position, never on the batch.
+    `launch` waits for nothing. It reads what the host knows of each row (grammar, history), so it comes
+    after the tokens of the step before were read; the model's step may run meanwhile.
     """
 
     def __init__(
-        self, ops: Dispatch, platform: Platform, device: DeviceInfo, vocab_size: int, max_num_seqs: int
+        self,
+        ops: Dispatch,
+        platform: Platform,
+        device: DeviceInfo,
+        vocab_size: int,
+        max_num_seqs: int,
+        transit: Transit | None = None,
     ) -> None:
         self.ops = ops
         self.platform = platform
         self.device = device
         self.vocab_size = vocab_size
         self.max_num_seqs = max_num_seqs
-        self.staged = Staged(platform)
+        self.transit = transit or Transit(platform, device)
+        self.staged = Staged(self.transit)
         self.scratch = Scratch(platform)
+        widest = sum(aligned(max_num_seqs * kind.itemsize) for _, kind in _DRAW)
+        self._draws = Pack(self.transit, widest)
         self._rows: list[RowState] = []  # whose draw parameters are staged
         self._no_ids = platform.from_host(np.empty((1, 0), np.int64))
         self._zero = platform.from_host(np.zeros((1, 1), np.int64))
         self._one = platform.from_host(np.ones((1, 1), np.float32))
 
     def sample(self, logits: Tensor, rows: list[RowState]) -> SampleResult:
-        """One token per row of `logits` [n, vocab] float32, whose contents are lost."""
+        """`launch`, wait, `collect`: for callers with nothing else to do meanwhile."""
+        self.transit.next_step()
+        sampling = self.launch(logits, rows)
+        self.transit.mark().wait()
+        return self.collect(sampling)
+
+    def launch(self, logits: Tensor, rows: list[RowState], out: Tensor | None = None) -> Sampling:
+        """Draw one token per row of `logits` [n, vocab] float32, whose contents are lost, into `out`
+        [n] int64 (None: memory of the sampler's own)."""
         self._check(logits, rows)
         self._apply_grammars(logits, rows)
         drawing = not all(row.needs.greedy for row in rows)
         scored = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
         raw = self._raw_logits(logits, rows, scored, drawing)
         self._edit_logits(logits, rows)
-        out = self.scratch.get("tokens", (len(rows),), dt.int64)
+        if out is None:
+            out = self.scratch.get("tokens", (len(rows),), dt.int64)
         if drawing:
             self._draw(logits, rows, out)
         elif rows:
             self.ops.argmax(logits, out)
-        tokens = [int(t) for t in self.platform.to_host(out)]
-        return SampleResult(tokens, self._logprobs(raw, rows, scored, tokens))
+        wanted = [(i, rows[i].params.logprobs or 0) for i in scored]
+        scores = None if raw is None else self._scores(raw, wanted, out)
+        return Sampling(self.transit.fetch("tokens", out), wanted, scores)
+
+    def collect(self, sampling: Sampling) -> SampleResult:
+        """What `launch` found; the mark behind it must have passed."""
+        tokens = sampling.tokens.tolist()
+        found: list[TokenLogprobs | None] = [None] * len(tokens)
+        if sampling.scores is not None:
+            for (i, k), s in zip(sampling.scored, _entries(sampling.scores), strict=True):
+                found[i] = TokenLogprobs(s.logprob, s.rank, s.top_ids[:k], s.top_logprobs[:k])
+        return SampleResult(tokens, found)
 
     def score(self, logits: Tensor, targets: list[int], num_top: int) -> list[TokenLogprobs]:
-        """Log-probabilities of targets[r] and of the `num_top` best under row r, logits untouched."""
-        n, k = len(targets), min(num_top, logits.shape[1])
-        if n == 0:
+        """Log-probabilities of targets[r] and of the `num_top` best under row r, logits untouched. Waits
+        for the device."""
+        if not targets:
             return []
         tokens = self.staged.put("targets", np.array(targets, np.int64))
+        scores = self._fetch_scores(logits, tokens, num_top)
+        self.transit.mark().wait()
+        return _entries(scores)
+
+    def _scores(self, raw: Tensor, wanted: list[tuple[int, int]], tokens: Tensor) -> Scores:
+        """Of the tokens drawn, which only the device knows yet."""
+        if len(wanted) < tokens.shape[0]:
+            picked = self.scratch.get("picked", (len(wanted),), dt.int64)
+            self.ops.gather_tokens(tokens, self._picks([i for i, _ in wanted]), picked)
+            tokens = picked
+        return self._fetch_scores(raw, tokens, max(k for _, k in wanted))
+
+    def _fetch_scores(self, logits: Tensor, tokens: Tensor, num_top: int) -> Scores:
+        n, k = tokens.shape[0], min(num_top, logits.shape[1])
         own, top = self.scratch.get("own", (n,), dt.float32), self.scratch.get("top", (n, k), dt.float32)
         rank, ids = self.scratch.get("rank", (n,), dt.int64), self.scratch.get("ids", (n, k), dt.int64)
         self.ops.top_logprobs(logits, tokens, k, own, rank, ids, top)
-        lists = (self.platform.to_host(t).tolist() for t in (own, rank, ids, top))
-        return [TokenLogprobs(*values) for values in zip(*lists, strict=True)]
+        fetch = self.transit.fetch
+        return fetch("own", own), fetch("rank", rank), fetch("ids", ids), fetch("top", top)
 
     def _check(self, logits: Tensor, rows: list[RowState]) -> None:
         want = (len(rows), self.vocab_size)
@@ -112,9 +174,11 @@ class Sampler:
         if not edited and len(scored) == len(rows):
             return logits
         raw = self.scratch.get("raw", (len(scored), self.vocab_size), dt.float32)
-        for j, i in enumerate(scored):
-            raw.slice(j, j + 1).copy_from(logits.slice(i, i + 1))
+        self.ops.gather_tokens(logits, self._picks(scored), raw)
         return raw
+
+    def _picks(self, rows: list[int]) -> Tensor:
+        return self.staged.put("scored", np.array(rows, np.int32))
 
     def _edit_logits(self, logits: Tensor, rows: list[RowState]) -> None:
         edited = [(i, row) for i, row in enumerate(rows) if row.needs.edits_logits]
@@ -154,7 +218,7 @@ class Sampler:
     def _use_history(self, logits: Tensor, row: RowState) -> None:
         """Penalties and bad words of one row; `logits` [1, vocab]."""
         if row.tensors is None:
-            row.tensors = RowTensors.of(row, self.platform)
+            row.tensors = RowTensors.of(row, self.transit)
         t = row.tensors
         generated = t.generated.sync(row.generated_ids)
         if row.needs.penalties:
@@ -166,29 +230,32 @@ class Sampler:
             self.ops.apply_bad_words(logits, generated, t.bad_words, t.bad_words_len, t.eos)
 
     def _draw(self, logits: Tensor, rows: list[RowState], out: Tensor) -> None:
-        put = self.staged.put
+        n = len(rows)
+        pack = self._draws.layout(n) or self._draws.define(n, [(name, (n,), kind) for name, kind in _DRAW])
+        host, get = pack.host, pack.device
         if rows != self._rows:  # identity: parameters never change during a row's life
-            temperature, top_k, top_p, min_p = zip(*(row.needs.draw for row in rows), strict=True)
-            put("temperature", np.array(temperature, np.float32))
-            put("top_k", np.array(top_k, np.int64))
-            put("top_p", np.array(top_p, np.float32))
-            put("min_p", np.array(min_p, np.float32))
-            put("seed", np.array([row.seed for row in rows], np.int64))
+            draws = zip(*(row.needs.draw for row in rows), strict=True)
+            for name, values in zip(("temperature", "top_k", "top_p", "min_p"), draws, strict=True):
+                host[name][:] = values
+            host["seed"][:] = [row.seed for row in rows]
             self._rows = list(rows)
-        position = put("position", np.array([row.position for row in rows], np.int64))
-        n, get = len(rows), self.staged.get
-        self.ops.temperature_softmax(logits, get("temperature", n), logits)
-        filters = (get("top_k", n), get("top_p", n), get("min_p", n))
-        self.ops.sample_top_k_top_p(logits, *filters, get("seed", n), position, out)
+        host["position"][:] = [row.position for row in rows]
+        self._draws.send(pack)
+        self.ops.temperature_softmax(logits, get["temperature"], logits)
+        filters = (get["top_k"], get["top_p"], get["min_p"])
+        self.ops.sample_top_k_top_p(logits, *filters, get["seed"], get["position"], out)
 
-    def _logprobs(
-        self, raw: Tensor | None, rows: list[RowState], scored: list[int], tokens: list[int]
-    ) -> list[TokenLogprobs | None]:
-        found: list[TokenLogprobs | None] = [None] * len(rows)
-        if raw is None:
-            return found
-        wanted = [rows[i].params.logprobs or 0 for i in scored]
-        scores = self.score(raw, [tokens[i] for i in scored], max(wanted))
-        for i, k, s in zip(scored, wanted, scores, strict=True):
-            found[i] = TokenLogprobs(s.logprob, s.rank, s.top_ids[:k], s.top_logprobs[:k])
-        return found
+
+def _entries(scores: Scores) -> list[TokenLogprobs]:
+    return [TokenLogprobs(*values) for values in zip(*(s.tolist() for s in scores), strict=True)]
+
+
+#: Parameters of the draw, one value per row.
+_DRAW: list[tuple[str, dt.DType]] = [
+    ("top_k", dt.int64),
+    ("seed", dt.int64),
+    ("position", dt.int64),
+    ("temperature", dt.float32),
+    ("top_p", dt.float32),
+    ("min_p", dt.float32),
+]

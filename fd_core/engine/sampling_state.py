@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fd_core.api.platform import Platform
-from fd_core.api.tensor import Tensor, from_numpy
+from fd_core.api.tensor import Tensor
 from fd_core.engine.request import SamplingParams
+from fd_core.engine.transit import Transit
 
 Array = np.ndarray[Any, Any]
 
@@ -91,8 +91,8 @@ class Needs:
 class TokenHistory:
     """A growing list of ids on the device; each `sync` uploads only what is new."""
 
-    def __init__(self, platform: Platform, ids: list[int]) -> None:
-        self.platform = platform
+    def __init__(self, transit: Transit, ids: list[int]) -> None:
+        self.transit = transit
         self.length = 0
         self.host: Array = np.empty(0, np.int64)
         self._reserve(len(ids))
@@ -102,7 +102,7 @@ class TokenHistory:
         old = self.host[: self.length]
         self.host = np.full(max(64, 1 << max(0, length - 1).bit_length()), -1, np.int64)
         self.host[: old.size] = old
-        self.device = self.platform.from_host(self.host)
+        self.device = self.transit.platform.from_host(self.host)
         self._shared = self.device.ptr == self.host.__array_interface__["data"][0]
 
     def sync(self, ids: list[int]) -> Tensor:
@@ -113,7 +113,7 @@ class TokenHistory:
         self.host[start:stop] = ids[start:]
         self.length = stop
         if not self._shared and stop > start:
-            self.device.slice(start, stop).copy_from(from_numpy(self.host[start:stop]))
+            self.transit.send(self.device.slice(start, stop), self.host[start:stop])
         return self.device.slice(0, stop).view(1, stop)
 
 
@@ -130,8 +130,8 @@ class RowTensors:
     eos: Tensor  # [e] int64
 
     @classmethod
-    def of(cls, row: RowState, platform: Platform) -> RowTensors:
-        p = row.params
+    def of(cls, row: RowState, transit: Transit) -> RowTensors:
+        p, platform = row.params, transit.platform
         prompt = row.prompt_ids if p.repetition_penalty != 1 else []
         words, lengths = pad_words(p.bad_words)
 
@@ -139,7 +139,7 @@ class RowTensors:
             return platform.from_host(np.full((1, 1), value, np.float32))
 
         return cls(
-            generated=TokenHistory(platform, row.generated_ids),
+            generated=TokenHistory(transit, row.generated_ids),
             prompt=platform.from_host(np.array(prompt, np.int64).reshape(1, -1)),
             prompt_len=platform.from_host(np.array([[len(prompt)]], np.int64)),
             scores=(score(p.repetition_penalty), score(p.frequency_penalty), score(p.presence_penalty)),
@@ -156,3 +156,7 @@ def pad_words(words: tuple[tuple[int, ...], ...]) -> tuple[Array, Array]:
     for i, word in enumerate(words):
         ids[0, i, : len(word)] = word
     return ids, np.array([[len(w) for w in words]], np.int32).reshape(1, -1)
+
+
+#: Stands for a completion that has ended while its row was on its way; what it draws is not looked at.
+IDLE = RowState(SamplingParams(temperature=0.0), [], [], 0)

@@ -12,15 +12,21 @@ from fd_core.engine.sequence import Sequence, Status
 
 @dataclass(slots=True)
 class Scheduled:
-    """`count` tokens of `seq` from position `seq.num_computed` on."""
+    """`count` tokens of `seq` from position `start` on.
+
+    `completes`: after this step the sequence has no pending token, so its last row is sampled.
+    `decodes`: its one token is the last one it generated.
+    """
 
     seq: Sequence
     count: int
+    start: int
+    completes: bool
+    decodes: bool
 
     @property
-    def completes(self) -> bool:
-        """After this step the sequence has no pending token, so its last row is sampled."""
-        return self.count == self.seq.num_pending
+    def end(self) -> int:
+        return self.start + self.count
 
 
 @dataclass(slots=True)
@@ -33,8 +39,13 @@ class StepPlan:
     num_tokens: int = 0
 
     def add(self, seq: Sequence, count: int) -> None:
-        self.items.append(Scheduled(seq, count))
+        completes, decodes = count == seq.num_pending, seq.in_decode
+        self.items.append(Scheduled(seq, count, seq.num_computed, completes, decodes))
         self.num_tokens += count
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do on the device."""
+        return bool(self.items or self.preempted)
 
 
 class Scheduler:
@@ -42,6 +53,10 @@ class Scheduler:
 
     `waiting` is sorted by `Sequence.key`; a preempted sequence keeps its key and so returns to the
     front. `running` is in order of admission.
+
+    A step may be planned while the one before still runs (`launched`, not yet `settled`): each sequence
+    goes on with a token nobody has read. Should that token end it, its row is in vain. Blocks are given
+    back and handed out without waiting, because the device runs steps and block copies in their order.
     """
 
     def __init__(self, kv: KVManager, max_num_seqs: int, token_budget: int) -> None:
@@ -82,25 +97,50 @@ class Scheduler:
             self._admit(plan)
         return plan
 
-    def advance(self, plan: StepPlan) -> None:
-        """The step has run: its tokens are in the cache."""
+    def launched(self, plan: StepPlan) -> None:
+        """The step is queued: the next one may be planned behind it."""
         for item in plan.items:
-            item.seq.num_computed += item.count
-            self.kv.computed(item.seq)
+            item.seq.num_computed = item.end
+            item.seq.num_unread += item.completes
+
+    def settled(self, plan: StepPlan) -> None:
+        """The step has run: its tokens are in the cache and what it sampled has been read."""
+        for item in plan.items:
+            item.seq.num_unread -= item.completes
+            if item.seq.status is Status.RUNNING:  # else its blocks have gone meanwhile
+                self.kv.computed(item.seq, item.end)
+
+    def advance(self, plan: StepPlan) -> None:
+        """Launched and settled at once."""
+        self.launched(plan)
+        self.settled(plan)
+
+    def undo(self, plan: StepPlan) -> list[Sequence]:
+        """The step was launched behind a broken one: its sequences are computed anew. Returns them."""
+        undone = [item.seq for item in plan.items if item.seq.status is Status.RUNNING]
+        for seq in undone:
+            self.running.remove(seq)
+            self._start_over(seq)
+            bisect.insort(self.waiting, seq, key=lambda s: s.key)
+        self.distrust(plan)
+        return undone
 
     def distrust(self, plan: StepPlan) -> None:
         """`plan` broke, perhaps before its copies were made: what it swapped out is computed anew."""
         for seq in plan.preempted:
             if seq.status is Status.SWAPPED:
-                self.kv.free(seq)
-                seq.num_computed = 0
-                seq.status = Status.WAITING
+                self._start_over(seq)
+
+    def _start_over(self, seq: Sequence) -> None:
+        self.kv.free(seq)
+        seq.num_computed = seq.num_unread = 0
+        seq.status = Status.WAITING
 
     def _plan_running(self, plan: StepPlan, *, decoding: bool) -> None:
         planned = {id(item.seq) for item in plan.items}
         for seq in [s for s in self.running if s.in_decode is decoding]:
             count = min(seq.num_pending, self.token_budget - plan.num_tokens)
-            if seq.status is not Status.RUNNING or count <= 0:
+            if seq.status is not Status.RUNNING or count <= 0 or seq.ends_unread:
                 continue
             if self._make_room(seq, seq.num_computed + count, planned, plan):
                 plan.add(seq, count)

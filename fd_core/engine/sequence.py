@@ -23,15 +23,17 @@ class Status(Enum):
 class Sequence:
     """Tokens, progress and blocks of completion `index` of `request`.
 
-    `tokens` = prompt + generated. `num_computed`: tokens whose K and V are in the cache. `slot`: the
-    row of the runner's persistent state while running. `host_blocks`: where swapped content waits.
+    `tokens` = prompt + generated. `num_unread`: tokens sampled on the device behind them that the host has
+    not read yet; the last lies in row `unread_row` of the step's results. `num_computed`: tokens whose K
+    and V are in the cache, or will be after the steps launched so far. `slot`: the row of the runner's
+    persistent state while running. `host_blocks`: where swapped content waits.
     """
 
     __slots__ = (
         "arrival", "blocks", "cached_tokens", "eos", "error", "finish", "first_token_time", "guided",
-        "hashes", "host_blocks", "index", "limit", "num_computed", "num_prompt", "num_remembered", "params",
-        "pending_logprobs", "prompt_logprobs", "request", "sampler_row", "scheduled_time", "seed", "slot",
-        "status", "stop_token", "tokens",
+        "hashes", "host_blocks", "index", "limit", "num_computed", "num_prompt", "num_remembered",
+        "num_unread", "params", "pending_logprobs", "prompt_logprobs", "request", "sampler_row",
+        "scheduled_time", "seed", "slot", "status", "stop_token", "tokens", "unread_row",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +48,8 @@ class Sequence:
         self.tokens = list(request.prompt_token_ids)
         self.num_prompt = len(self.tokens)
         self.num_computed = 0
+        self.num_unread = 0
+        self.unread_row = -1
         self.num_remembered = 0  # leading blocks whose content the pool can find
         self.cached_tokens = 0
         self.blocks: list[int] = []
@@ -76,11 +80,16 @@ class Sequence:
     @property
     def num_pending(self) -> int:
         """Tokens that the model has still to see; 1 in steady decoding."""
-        return len(self.tokens) - self.num_computed
+        return len(self.tokens) + self.num_unread - self.num_computed
 
     @property
     def in_decode(self) -> bool:
-        return self.num_pending == 1 and self.num_generated > 0
+        return self.num_pending == 1 and len(self.tokens) + self.num_unread > self.num_prompt
+
+    @property
+    def ends_unread(self) -> bool:
+        """Its length limit is reached by a token that is still to be read: it takes part in no step."""
+        return self.num_unread > 0 and len(self.tokens) + self.num_unread >= self.limit
 
     def extend_hashes(self, block_size: int, upto: int) -> None:
         """Name the blocks that are complete within the first `upto` tokens."""

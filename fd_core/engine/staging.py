@@ -11,6 +11,7 @@ from fd_core.api.dtype import DType, dtype
 from fd_core.api.platform import Platform
 from fd_core.api.tensor import Shape, Tensor, TensorSpec
 from fd_core.engine.buffers import TwinBuffer
+from fd_core.engine.transit import Transit
 
 Array = np.ndarray[Any, Any]
 
@@ -22,8 +23,8 @@ def _capacity(n: int) -> int:
 class Staged:
     """Named arrays with device twins that grow when needed; equal contents are not sent again."""
 
-    def __init__(self, platform: Platform) -> None:
-        self.platform = platform
+    def __init__(self, transit: Transit) -> None:
+        self.transit = transit
         self._twins: dict[str, TwinBuffer] = {}
         self._views: dict[tuple[str, Shape], Tensor] = {}
 
@@ -36,15 +37,11 @@ class Staged:
             twin.upload(flat.size)
         return self._view(name, values.shape)
 
-    def get(self, name: str, n: int) -> Tensor:
-        """The first `n` elements of what was last put."""
-        return self._view(name, (n,))
-
     def _twin(self, name: str, flat: Array) -> TwinBuffer:
         twin = self._twins.get(name)
         if twin is None or twin.host.size < flat.size:
             shape = (_capacity(flat.size),)
-            twin = self._twins[name] = TwinBuffer(self.platform, shape, dtype(flat.dtype.name))
+            twin = self._twins[name] = TwinBuffer(self.transit, shape, dtype(flat.dtype.name))
             self._views = {key: view for key, view in self._views.items() if key[0] != name}
         return twin
 

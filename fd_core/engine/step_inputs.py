@@ -9,11 +9,12 @@ import numpy as np
 
 from fd_core.api.attention import AttentionBatch
 from fd_core.api.dtype import int32, int64
-from fd_core.api.platform import Platform
-from fd_core.api.tensor import Tensor
-from fd_core.engine.buffers import TwinBuffer
+from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.engine.buffers import Field, Layout, Pack, aligned
 from fd_core.engine.scheduler import Scheduled
 from fd_core.engine.sequence import Sequence
+from fd_core.engine.transit import Transit
+from fd_core.layers.buffers import Buffer
 
 Array = np.ndarray[Any, Any]
 
@@ -21,12 +22,14 @@ Array = np.ndarray[Any, Any]
 class Slots:
     """Host state that outlives a step: one row per running sequence, found by `Sequence.slot`.
 
-    Rows are written when something changed (a token, a block), never rebuilt.
+    Rows are written when something changed (a token, a block), never rebuilt. `version` names the
+    contents of `block_table`.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, max_blocks: int) -> None:
         self.token_ids = np.zeros((max_num_seqs, max_model_len), np.int32)
         self.block_table = np.full((max_num_seqs, max_blocks), -1, np.int32)
+        self.version = 0
         self._num_blocks = [0] * max_num_seqs
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
@@ -40,112 +43,186 @@ class Slots:
         if known < len(seq.blocks):
             self.block_table[seq.slot, known : len(seq.blocks)] = seq.blocks[known:]
             self._num_blocks[seq.slot] = len(seq.blocks)
+            self.version += 1
 
     def append(self, seq: Sequence, token: int) -> None:
-        """The token just sampled, at the position it was appended to."""
-        self.token_ids[seq.slot, len(seq.tokens) - 1] = token
+        """The token that has been appended, where `seq` has a slot (`sync` writes what others gained)."""
+        if seq.slot >= 0:
+            self.token_ids[seq.slot, len(seq.tokens) - 1] = token
 
     def release(self, seq: Sequence) -> None:
         """Idempotent; the row's stale blocks are wiped so that a bug cannot read them."""
         if seq.slot >= 0:
             self.block_table[seq.slot] = -1
+            self.version += 1
             self._free.append(seq.slot)
             seq.slot = -1
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What one model call takes. `logits_indices` [rows]: packed tokens whose logits are wanted."""
+    """What one model call takes. `logits_indices` [rows]: packed tokens whose logits are wanted.
 
-    input_ids: Tensor  # [tokens] int32
+    `token_source` [tokens] int32, where tokens of the step before may still be on the device alone:
+    `input_ids` must first be gathered from `token_table` [sampled rows, then this step's ids] by it.
+    """
+
+    input_ids: Tensor  # [tokens] int64
     positions: Tensor  # [tokens] int32
     batch: AttentionBatch
     logits_indices: Tensor  # [rows] int32
+    token_table: Tensor | None = None
+    token_source: Tensor | None = None
 
 
 class InputBuilder:
-    """Fills the persistent buffers; addresses are stable, so a step may be captured."""
+    """Fills one persistent buffer, sent by one copy. A shape's arrays lie at the same addresses each
+    time, so a step may be captured.
+
+    `sampled`: where the sampler writes the tokens of a step, row by row. With `lookahead` the next step
+    takes them from there.
+    """
 
     def __init__(
-        self, platform: Platform, slots: Slots, block_size: int, max_num_seqs: int, max_tokens: int
+        self,
+        transit: Transit,
+        slots: Slots,
+        block_size: int,
+        max_num_seqs: int,
+        max_tokens: int,
+        lookahead: bool = False,
     ) -> None:
+        self.transit = transit
         self.slots = slots
         self.block_size = block_size
-        self.input_ids = TwinBuffer(platform, (max_tokens,), int32)
-        self.positions = TwinBuffer(platform, (max_tokens,), int32)
-        self.slot_mapping = TwinBuffer(platform, (max_tokens,), int64, fill=-1)
-        self.cu_seqlens_q = TwinBuffer(platform, (max_num_seqs + 1,), int32)
-        self.seq_lens = TwinBuffer(platform, (max_num_seqs,), int32)
-        self.block_table = TwinBuffer(platform, (max_num_seqs, slots.block_table.shape[1]), int32, fill=-1)
-        self.logits_indices = TwinBuffer(platform, (max_num_seqs,), int32)
+        self._offset = aligned(max_num_seqs * int64.itemsize) // int64.itemsize  # of `ids` in the table
+        widest = _fields(max_tokens, max_num_seqs, slots.block_table.shape[1])
+        nbytes = sum(aligned(TensorSpec(shape, kind).nbytes) for _, shape, kind in widest)
+        self._pack = Pack(transit, nbytes, front=max_num_seqs * int64.itemsize)
+        twin = self._pack.twin
+        self.sampled = Buffer(twin.on_device(0, (max_num_seqs,), int64))
+        self._table = Buffer(twin.on_device(0, (self._offset + max_tokens,), int64))
+        self._ids: Buffer | None = None
+        if lookahead:
+            self._ids = Buffer.empty(transit.platform, (max_tokens,), int64)
+        self._sent_table: tuple[Layout, bytes, int] | None = None
 
     def build(self, items: list[Scheduled], pad_to: int = 0) -> StepInputs:
         """Rows in the order of `items`. `pad_to`: for a step of one token each, the rows to fill up to
         with padding; shapes and host values then depend on it alone, so that the step can be captured."""
-        rows = np.array([item.seq.slot for item in items])  # the index map: batch row -> slot
-        starts = np.array([item.seq.num_computed for item in items], np.int64)
+        rows = np.array([item.seq.slot for item in items], np.int64)  # the index map: batch row -> slot
+        starts = np.array([item.start for item in items], np.int64)
         counts = np.array([item.count for item in items], np.int64)
-        ends = self._sequence_arrays(starts, counts)
-        self._token_arrays(rows, starts, counts, ends)
-        wanted = [end - 1 for end, item in zip(ends.tolist(), items, strict=True) if item.completes]
-        self.logits_indices.host[: len(wanted)] = wanted
-        batch = self._padded_batch(rows, pad_to) if pad_to else self._batch(rows, starts, counts)
-        return StepInputs(
-            self.input_ids.upload(batch.num_tokens),
-            self.positions.upload(batch.num_tokens),
-            batch,
-            self.logits_indices.upload(len(wanted)),
-        )
-
-    def _sequence_arrays(self, starts: Array, counts: Array) -> Array:
+        lens = starts + counts
+        longest = int(lens.max()) if items else 0
+        width = self.slots.block_table.shape[1] if pad_to else -(-longest // self.block_size)
+        total = int(counts.sum())
+        layout = self._layout(pad_to or total, pad_to or len(items), width)
         ends = np.cumsum(counts)
-        n = len(counts)
-        self.cu_seqlens_q.host[0] = 0
-        self.cu_seqlens_q.host[1 : n + 1] = ends
-        self.seq_lens.host[:n] = starts + counts
-        return ends
+        self._sequence_arrays(layout.host, lens, ends)
+        self._token_arrays(layout.host, rows, starts, counts, ends)
+        self._sources(layout.host["token_source"], items, ends)
+        wanted = self._wanted(layout, items, ends)
+        self._send(layout, rows)
+        if pad_to:
+            return self._inputs(layout, wanted, 1, width * self.block_size)
+        return self._inputs(layout, wanted, int(counts.max()), longest)
 
-    def _token_arrays(self, rows: Array, starts: Array, counts: Array, ends: Array) -> None:
-        total = int(ends[-1])
-        seq_of = np.repeat(np.arange(len(counts)), counts)  # batch row of each packed token
-        positions = np.arange(total) - np.repeat(ends - counts, counts) + starts[seq_of]
-        slot_of = rows[seq_of]
-        blocks = self.slots.block_table[slot_of, positions // self.block_size].astype(np.int64)
-        self.input_ids.host[:total] = self.slots.token_ids[slot_of, positions]
-        self.positions.host[:total] = positions
-        self.slot_mapping.host[:total] = blocks * self.block_size + positions % self.block_size
+    def _layout(self, tokens: int, rows: int, width: int) -> Layout:
+        key = (tokens, rows, width)
+        return self._pack.layout(key) or self._pack.define(key, _fields(*key))
 
-    def _batch(self, rows: Array, starts: Array, counts: Array) -> AttentionBatch:
-        longest = int((starts + counts).max())
-        width = -(-longest // self.block_size)
-        self._fill_table(rows, len(rows), width)
-        return self._views(len(rows), int(counts.sum()), width, int(counts.max()), longest)
+    def _sequence_arrays(self, host: dict[str, Array], lens: Array, ends: Array) -> None:
+        n = len(lens)
+        starts, seq_lens = host["cu_seqlens_q"], host["seq_lens"]
+        starts[0] = 0
+        starts[1 : n + 1] = ends
+        starts[n + 1 :] = ends[-1] if n else 0
+        seq_lens[:n] = lens
+        seq_lens[n:] = 0
 
-    def _padded_batch(self, rows: Array, size: int) -> AttentionBatch:
-        """Padding rows have no query and write nothing; the table has its full width."""
-        n, width = len(rows), self.slots.block_table.shape[1]
-        self.input_ids.host[n:size] = 0
-        self.positions.host[n:size] = 0
-        self.slot_mapping.host[n:size] = -1
-        self.cu_seqlens_q.host[n + 1 : size + 1] = n
-        self.seq_lens.host[n:size] = 0
-        self._fill_table(rows, size, width)
-        return self._views(size, size, width, 1, width * self.block_size)
+    def _token_arrays(
+        self, host: dict[str, Array], rows: Array, starts: Array, counts: Array, ends: Array
+    ) -> None:
+        """Padding tokens write nothing."""
+        total = int(ends[-1]) if len(ends) else 0
+        if total == len(rows):
+            slot_of, positions = rows, starts
+        else:
+            slot_of = np.repeat(rows, counts)
+            positions = np.arange(total) + np.repeat(starts - ends + counts, counts)
+        which = positions // self.block_size
+        blocks = self.slots.block_table[slot_of, which].astype(np.int64)
+        ids, places, mapping = host["ids"], host["positions"], host["slot_mapping"]
+        ids[:total] = self.slots.token_ids[slot_of, positions]
+        places[:total] = positions
+        mapping[:total] = (blocks - which) * self.block_size + positions
+        ids[total:] = 0
+        places[total:] = 0
+        mapping[total:] = -1
 
-    def _fill_table(self, rows: Array, size: int, width: int) -> None:
-        table = self.block_table.host.reshape(-1)[: size * width].reshape(size, width)
-        table[: len(rows)] = self.slots.block_table[rows, :width]
-        table[len(rows) :] = -1
-        self.block_table.upload(size)
+    def _sources(self, source: Array, items: list[Scheduled], ends: Array) -> None:
+        """Every token from this step's ids, but those that only the device knows."""
+        if self._ids is None:
+            return
+        source[:] = _COUNT[: source.size] if source.size <= _COUNT.size else np.arange(source.size)
+        source += self._offset
+        for i, item in enumerate(items):
+            if item.seq.num_unread:
+                source[ends[i] - 1] = item.seq.unread_row
 
-    def _views(self, n: int, total: int, width: int, max_query: int, longest: int) -> AttentionBatch:
-        return AttentionBatch(
-            num_tokens=total,
-            num_seqs=n,
-            cu_seqlens_q=self.cu_seqlens_q.upload(n + 1),
-            seq_lens=self.seq_lens.upload(n),
-            block_table=self.block_table.block(n, width),
-            slot_mapping=self.slot_mapping.upload(total),
+    def _wanted(self, layout: Layout, items: list[Scheduled], ends: Array) -> Tensor:
+        indices = layout.host["logits_indices"]
+        wanted = [end - 1 for end, item in zip(ends.tolist(), items, strict=True) if item.completes]
+        indices[: len(wanted)] = wanted
+        view = layout.device["logits_indices"]
+        return view if len(wanted) == view.shape[0] else view.slice(0, len(wanted))
+
+    def _send(self, layout: Layout, rows: Array) -> None:
+        """The block table lies last and goes along only when it differs from what was sent."""
+        table = (layout, rows.tobytes(), self.slots.version)
+        if table == self._sent_table:
+            self._pack.send(layout, before="block_table")
+            return
+        self._sent_table = None
+        host = layout.host["block_table"]
+        host[: len(rows)] = self.slots.block_table[rows, : host.shape[1]]
+        host[len(rows) :] = -1
+        self._pack.send(layout)
+        self._sent_table = table
+
+    def _inputs(self, layout: Layout, wanted: Tensor, max_query: int, longest: int) -> StepInputs:
+        device = layout.device
+        tokens, rows = device["ids"].shape[0], device["seq_lens"].shape[0]
+        batch = AttentionBatch(
+            num_tokens=tokens,
+            num_seqs=rows,
+            cu_seqlens_q=device["cu_seqlens_q"],
+            seq_lens=device["seq_lens"],
+            block_table=device["block_table"],
+            slot_mapping=device["slot_mapping"],
             max_query_len=max_query,
             max_seq_len=longest,
         )
+        if self._ids is None:
+            return StepInputs(device["ids"], device["positions"], batch, wanted)
+        table = self._table.rows(self._offset + tokens)
+        ids = self._ids.rows(tokens)
+        return StepInputs(ids, device["positions"], batch, wanted, table, device["token_source"])
+
+
+_COUNT = np.arange(1024, dtype=np.int32)
+
+
+def _fields(tokens: int, rows: int, width: int) -> list[Field]:
+    """The arrays of a step, `ids` first: behind the sampled tokens it completes the token table."""
+    return [
+        ("ids", (tokens,), int64),
+        ("slot_mapping", (tokens,), int64),
+        ("positions", (tokens,), int32),
+        ("token_source", (tokens,), int32),
+        ("cu_seqlens_q", (rows + 1,), int32),
+        ("seq_lens", (rows,), int32),
+        ("logits_indices", (rows,), int32),
+        ("block_table", (rows, width), int32),
+    ]

@@ -43,7 +43,7 @@ class CausalLM(ABC):
     @abstractmethod
     def forward(
         self,
-        input_ids: Tensor,  # [tokens] int32
+        input_ids: Tensor,  # [tokens] int32 or int64
         positions: Tensor,  # [tokens] int32
         batch: AttentionBatch,
         caches: Sequence[KVCache],  # one per layer
@@ -51,9 +51,9 @@ class CausalLM(ABC):
         """Final hidden states [tokens, hidden], normed: a view that the next call overwrites."""
 
     @abstractmethod
-    def compute_logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        """Logits [rows, vocab] float32 of the rows `indices` [rows] int32 of `hidden`: likewise a view.
-        At most `context.max_num_seqs` rows."""
+    def compute_logits(self, hidden: Tensor, indices: Tensor | None) -> Tensor:
+        """Logits [rows, vocab] float32 of the rows `indices` [rows] int32 of `hidden` (None: all):
+        likewise a view. At most `context.max_num_seqs` rows."""
 
     @abstractmethod
     def layers_with_weights(self) -> list[Weighted]:

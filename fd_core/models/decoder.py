@@ -197,9 +197,11 @@ class DecoderLM(CausalLM):
             next_norm.add(x, residual)
         return x
 
-    def compute_logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        count = indices.shape[0]
-        rows, logits = self._selected.rows(count), self._logits.rows(count)
-        self.context.ops.gather_tokens(hidden, indices, rows)
+    def compute_logits(self, hidden: Tensor, indices: Tensor | None) -> Tensor:
+        rows = hidden
+        if indices is not None:
+            rows = self._selected.rows(indices.shape[0])
+            self.context.ops.gather_tokens(hidden, indices, rows)
+        logits = self._logits.rows(rows.shape[0])
         self.head(rows, logits)
         return logits

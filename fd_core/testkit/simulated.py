@@ -1,13 +1,16 @@
 """A device that runs and fails on demand: memory of its own, a stream, the oracles as its kernels.
 
-Offered as platform `simulated` while FD_SIM or FD_SIM_FAULT is set. Calls are queued and run when somebody
-waits: `synchronize`, or a copy. Its kernels check data as the oracles do, not types.
+Offered as platform `simulated` while FD_SIM or FD_SIM_FAULT is set. Calls and queued copies run as late
+as they may: when somebody waits, and then only as far as he waits for. So host memory that is changed
+before its copy, or read before an event, shows in the results. Recorded calls run at each replay. Its
+kernels check data as the oracles do, not types.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,15 +21,18 @@ from fd_core.api.device import HOST, Device, DeviceInfo, MemoryInfo, ProbeReport
 from fd_core.api.dtype import FLOATS
 from fd_core.api.hookspecs import hookimpl
 from fd_core.api.kernel import Kernel, ParamKind
-from fd_core.api.platform import DeviceError, Platform
-from fd_core.api.tensor import Storage, Tensor, TensorSpec, from_numpy
+from fd_core.api.platform import DeviceError, Platform, Transfers
+from fd_core.api.tensor import Storage, Tensor, TensorSpec, empty_host, from_numpy
 from fd_core.ops.catalogue import catalogue
 from fd_core.ops.schema import OpDef
 from fd_core.testkit.faults import Faults, parse
 
 NAME = "simulated"
 DEVICE = Device(NAME, 0, 12)  # DLPack's kDLExtDev
-FACTS = DeviceInfo(DEVICE, "a device that is not there", "queue", 0, 8 << 30)
+FEATURES = frozenset({"asynchronous", "graph_capture"})
+FACTS = DeviceInfo(DEVICE, "a device that is not there", "queue", 0, 8 << 30, features=FEATURES)
+
+Work = Callable[[], None]
 
 
 class SimulatedPlatform(Platform):
@@ -41,8 +47,10 @@ class SimulatedPlatform(Platform):
         self._used = 0
         self._allocations = itertools.count(1)
         self._calls = itertools.count(1)
-        self._queue: list[Callable[[], None]] = []
-        self._late: list[Callable[[], None]] = []  # of the stream that nobody waits for
+        self._queue: deque[Work] = deque()
+        self._late: deque[Work] = deque()  # of the stream that nobody waits for
+        self._queued = 0  # calls and copies, since the beginning
+        self._recording: list[tuple[str, Work]] | None = None
         self._error = ""
         self.capacity = FACTS.memory
 
@@ -91,30 +99,68 @@ class SimulatedPlatform(Platform):
     def synchronize(self) -> None:
         self._wait()
 
+    def transfers(self) -> Transfers:
+        return QueuedTransfers(self)
+
+    def capture(self, fn: Callable[[], None]) -> SimulatedGraph:
+        recorded: list[tuple[str, Work]] = []
+        self._recording = recorded
+        try:
+            fn()
+        finally:
+            self._recording = None
+        return SimulatedGraph(self, recorded)
+
     # -- the stream --------------------------------------------------------------------------------
 
-    def submit(self, op: str, work: Callable[[], None]) -> None:
+    def submit(self, op: str, work: Work) -> None:
         """Queue one kernel. DeviceError if the device has gone."""
+        if self._recording is not None:
+            self._recording.append((op, work))
+            return
         self._refuse_lost()
-        self._run(self._late)  # done by now, by luck
+        self._run(self._late, 0)  # done by now, by luck
         number = next(self._calls)
         if self._faults.due("lost", number):
             self._queue.clear()
             self._error = f"no device since kernel call {number} ({op})"
             self._refuse_lost()
         if self._faults.due("async", number):
-            self._queue.append(lambda: self._fail(f"kernel call {number} ({op}) wrote outside its memory"))
-        (self._late if self._faults.hits("stream", op) else self._queue).append(work)
+            self._push(lambda: self._fail(f"kernel call {number} ({op}) wrote outside its memory"))
+        if self._faults.hits("stream", op):
+            self._late.append(work)
+        else:
+            self._push(work)
+
+    def enqueue_copy(self, dst: Tensor, src: Tensor) -> None:
+        """Queue a copy, which reads and writes when its turn comes."""
+        to, source = on_host(dst).numpy(), on_host(src).numpy()
+        self._refuse_lost()
+        self._push(lambda: np.copyto(to, source))
+
+    def end_of_queue(self) -> int:
+        """A place in the stream, for `wait_until`."""
+        return self._queued
+
+    def wait_until(self, place: int) -> None:
+        """Run what was queued before `place`, and no more."""
+        self._refuse_lost()
+        self._run(self._queue, self._queued - place)
+        self._refuse_lost()
+
+    def _push(self, work: Work) -> None:
+        self._queue.append(work)
+        self._queued += 1
 
     def _wait(self) -> None:
-        self._refuse_lost()
-        self._run(self._queue)
-        self._refuse_lost()
+        if self._recording is not None:
+            raise DeviceError(f"platform {NAME!r}: want no wait while calls are recorded, have one")
+        self.wait_until(self._queued)
 
     @staticmethod
-    def _run(queue: list[Callable[[], None]]) -> None:
-        while queue:
-            queue.pop(0)()
+    def _run(queue: deque[Work], leave: int) -> None:
+        while len(queue) > leave:
+            queue.popleft()()
 
     def _fail(self, what: str) -> None:
         self._error = what
@@ -126,6 +172,47 @@ class SimulatedPlatform(Platform):
             raise DeviceError(text)
 
 
+class SimulatedGraph:
+    """Recorded calls: the same addresses, whatever lies there at each replay."""
+
+    def __init__(self, platform: SimulatedPlatform, calls: list[tuple[str, Work]]) -> None:
+        self._platform = platform
+        self._calls = calls
+
+    def replay(self) -> None:
+        for op, work in self._calls:
+            self._platform.submit(op, work)
+
+
+class QueuedTransfers(Transfers):
+    """Pinned memory starts full of garbage, so that reading too early shows."""
+
+    platform: SimulatedPlatform
+
+    def pinned(self, spec: TensorSpec) -> Tensor:
+        made = empty_host(spec)
+        made.numpy().view(np.uint8)[...] = 0x5A
+        return made
+
+    def copy(self, dst: Tensor, src: Tensor) -> None:
+        self.platform.enqueue_copy(dst, src)
+
+    def event(self) -> SimulatedEvent:
+        return SimulatedEvent(self.platform)
+
+
+class SimulatedEvent:
+    def __init__(self, platform: SimulatedPlatform) -> None:
+        self._platform = platform
+        self._place = 0
+
+    def record(self) -> None:
+        self._place = self._platform.end_of_queue()
+
+    def wait(self) -> None:
+        self._platform.wait_until(self._place)
+
+
 def on_host(tensor: Tensor) -> Tensor:
     """The same memory as the host sees it."""
     if tensor.device not in (HOST, DEVICE):
@@ -134,9 +221,12 @@ def on_host(tensor: Tensor) -> Tensor:
     return Tensor(tensor.ptr, tensor.shape, tensor.dtype, storage, tensor.strides)
 
 
-def kernel(definition: OpDef) -> Kernel:
-    """The oracle, queued, with the op's faults."""
+def kernel(definition: OpDef, run: Callable[..., None] | None = None) -> Kernel:
+    """The oracle, queued, with the op's faults; or `run`, which takes the arguments in host memory."""
     flips = itertools.count()
+    run = run or (
+        lambda *args: definition.oracle(*(a.numpy() if isinstance(a, Tensor) else a for a in args))
+    )
 
     def call(*args: Any) -> None:
         tensors = [a for a in args if isinstance(a, Tensor)]
@@ -144,7 +234,7 @@ def kernel(definition: OpDef) -> Kernel:
         platform: Any = next(t.storage.platform for t in tensors if t.storage.platform is not None)
 
         def work() -> None:
-            definition.oracle(*(v.numpy() if isinstance(v, Tensor) else v for v in views))
+            run(*views)
             _spoil(platform._faults, definition, views, next(flips))
 
         platform.submit(definition.name, work)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fd_core.engine.build import BuiltEngine, build_engine
+from fd_core.engine.build import BuiltEngine, assemble, build_engine, build_model, describe, plan_memory
 from fd_core.engine.config import EngineConfig
+from fd_core.host.freeze import freeze
+from fd_core.host.ledger import Ledger
+from fd_core.host.session import Session, open_session
+from fd_core.layers.attention_backend import PagedAttention
+from fd_core.ops.catalogue import catalogue
+from fd_core.quantization.unquantized import Unquantized
+from fd_core.testkit.faults import Faults
+from fd_core.testkit.simulated import SimulatedPlatform, kernel
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -45,5 +54,33 @@ def build(tiny_folder: Path) -> Callable[..., BuiltEngine]:
     def make(**options: Any) -> BuiltEngine:
         given = {"block_size": 8, "max_num_seqs": 8, "max_num_batched_tokens": 64, "seed": 1, **options}
         return build_engine(EngineConfig(model=str(tiny_folder), load_format="dummy", **given))
+
+    return make
+
+
+def late_session(faults: Faults | None = None) -> Session:
+    """The simulated device, which does everything as late as it may, with fd-cpu's kernels: exact, fast."""
+    host = open_session("cpu")
+    platform = SimulatedPlatform(faults or Faults())
+    device = replace(platform.open(0), activation_dtype=host.device.activation_dtype)
+    ops = host.ops.table
+    kernels = [kernel(one, ops[name]) for name, one in catalogue().items() if name in ops]
+    frozen = freeze(catalogue(), kernels, device, policy="error")
+    return Session(platform, device, frozen, [PagedAttention], {"none": Unquantized}, Ledger(frozen, {}))
+
+
+@pytest.fixture(scope="session")
+def build_late(tiny_folder: Path) -> Callable[..., BuiltEngine]:
+    """As `build`, on the late device; `faults` are the device's."""
+    pytest.importorskip("fd_cpu")
+
+    def make(faults: Faults | None = None, **options: Any) -> BuiltEngine:
+        given = {"block_size": 8, "max_num_seqs": 8, "max_num_batched_tokens": 64, "seed": 1, **options}
+        config = EngineConfig(model=str(tiny_folder), load_format="dummy", **given)
+        session = late_session(faults)
+        model = build_model(config, session)
+        length, blocks = plan_memory(config, session, model)
+        engine = assemble(config, session, model, length, blocks)
+        return BuiltEngine(engine, model, session, describe(config, session, model, length))
 
     return make

@@ -109,41 +109,6 @@ def test_preemption_changes_no_bit(build: Build, alone: Result, swap_space: int)
     assert_idle(built.engine)
 
 
-class Recorded:
-    """A graph as a device records it: the addresses of the first step, whatever comes later."""
-
-    def __init__(self, step: Callable[[], None]) -> None:
-        self.replay = step
-        step()
-
-
-@pytest.mark.parametrize("blocks", [None, 14])
-def test_captured_decode_steps_change_no_bit(
-    build: Build, alone: Result, monkeypatch: Any, blocks: int | None
-) -> None:
-    built = build()
-    monkeypatch.setattr(type(built.session.platform), "capture", lambda self, step: Recorded(step))
-    if blocks is not None:
-        block_bytes = sum(layout.bytes_per_block for layout in built.model.kv_layouts())
-        built = build(kv_cache_memory=blocks * block_bytes, max_model_len=112)
-    assert run_together(built, requests()) == alone
-    graphs = built.engine.runner.graphs
-    assert graphs is not None
-    assert graphs.replays > 8
-    assert_idle(built.engine)
-
-
-def test_a_device_without_capture_is_asked_once(build: Build, monkeypatch: Any) -> None:
-    built = build()
-    asked: list[object] = []
-    monkeypatch.setattr(type(built.session.platform), "capture", lambda self, step: asked.append(step))
-    run_together(built, requests())
-    assert len(asked) == 1
-    plain = build(enable_graphs=False)
-    run_together(plain, requests())
-    assert len(asked) == 1
-
-
 def test_several_completions_share_the_prompt_and_differ_by_seed(build: Build) -> None:
     params = SamplingParams(max_tokens=6, temperature=1.0, seed=3, n=3, ignore_eos=True)
     request = EngineRequest(request_id="n", prompt_token_ids=list(range(40)), params=params)
