@@ -12,7 +12,7 @@
 namespace fd {
 
 // One line per user: a purpose is used by kernels of one file only.
-enum class Scratch { kAttentionPartials, kAttentionCounters, kAppendQueries, kCount };
+enum class Scratch { kAttentionPartials, kAttentionCounters, kAppendQueries, kLinear, kCount };
 
 constexpr int kMaxDevices = 64;
 
