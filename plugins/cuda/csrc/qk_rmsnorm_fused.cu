@@ -68,8 +68,7 @@ inline void qk_rmsnorm_fused_sizes(Tensor qkv, int64_t q_size, int64_t kv_size, 
 
 template <typename T, typename W>
 void qk_rmsnorm_fused_launch(const Launch& on, const QkHeads<T, W>& all, float eps) {
-  const RowShape shape =
-      row_shape<T>(all.dim, {all.step}, {all.qkv, all.q_weight, all.k_weight});
+  const RowShape shape = row_shape<T>(all.dim, {all.step}, {all.qkv, all.q_weight, all.k_weight});
   const int lanes = pow2_lanes(all.dim / kPack<T>);
   const bool packs = shape.vectors != 0 && lanes <= kWarp;
   const int threads = 128, heads = threads / (packs ? lanes : kWarp);
@@ -94,10 +93,10 @@ void qk_rmsnorm_fused(Tensor qkv, Tensor q_norm_weight, Tensor k_norm_weight, do
   dispatch_norm(op, qkv, q_norm_weight, [&](auto tag, auto weight_tag) {
     using T = decltype(tag);
     using W = decltype(weight_tag);
-    const QkHeads<T, W> all{qkv.data<T>(), qkv.stride(0), qkv.size(0) * heads,
-                            q_norm_weight.data<W>(), k_norm_weight.data<W>(),
-                            static_cast<int>(q_size / head_dim), static_cast<int>(heads),
-                            static_cast<int>(head_dim)};
+    const QkHeads<T, W> all{qkv.data<T>(),           qkv.stride(0),
+                            qkv.size(0) * heads,     q_norm_weight.data<W>(),
+                            k_norm_weight.data<W>(), static_cast<int>(q_size / head_dim),
+                            static_cast<int>(heads), static_cast<int>(head_dim)};
     qk_rmsnorm_fused_launch(on, all, static_cast<float>(eps));
   });
 }

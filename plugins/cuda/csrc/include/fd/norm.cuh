@@ -1,6 +1,7 @@
 // Device side of the norms: a row spread over a block, or a head over a few lanes.
 #pragma once
 #include "fd/overlap.cuh"
+#include "fd/pack.cuh"
 #include "fd/reduce.cuh"
 
 namespace fd {
@@ -13,18 +14,6 @@ __device__ __forceinline__ void each_pack(int64_t width, F&& f) {
     const int64_t at = (int64_t{v} * blockDim.x + threadIdx.x) * kPack<T>;
     if (at < width) f(v, at);
   }
-}
-
-template <typename T>
-using Pack = Vec<T, kPack<T>>;
-
-template <typename T>
-__device__ __forceinline__ Pack<T> load_pack(const T* p) {
-  return *reinterpret_cast<const Pack<T>*>(p);
-}
-template <typename T>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T>& v) {
-  *reinterpret_cast<Pack<T>*>(p) = v;
 }
 
 // N weights from an address aligned to 16 bytes, as floats.

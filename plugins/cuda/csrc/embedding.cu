@@ -1,0 +1,81 @@
+#include "fd/ids.cuh"
+#include "fd/norm.cuh"
+#include "fd/rowwise.cuh"
+
+namespace fd {
+
+// N elements converted; equal types keep their bits.
+template <typename W, typename T, int N>
+struct EmbeddingPart {
+  __device__ __forceinline__ static Vec<T, N> of(const W* from) {
+    const Floats<N, W> wide(from);
+    Vec<T, N> v;
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = from_float<T>(wide[i]);
+    return v;
+  }
+};
+template <typename T, int N>
+struct EmbeddingPart<T, T, N> {
+  __device__ __forceinline__ static Vec<T, N> of(const T* from) {
+    return *reinterpret_cast<const Vec<T, N>*>(from);
+  }
+};
+
+// N elements a thread. An id outside the table writes nothing.
+template <typename W, typename T, int N>
+__global__ void embedding_rows(Ids ids, const W* table, int64_t table_step, int64_t vocabulary,
+                               T* out, int64_t out_step, int64_t width, int64_t chunks) {
+  let_next_start();
+  wait_for_inputs();
+  const auto [row, at] = row_place<N>(chunks);
+  const int64_t id = ids[row];
+  if (at >= width || id < 0 || id >= vocabulary) return;
+  *reinterpret_cast<Vec<T, N>*>(out + row * out_step + at) =
+      EmbeddingPart<W, T, N>::of(table + id * table_step + at);
+}
+
+}  // namespace fd
+
+#ifndef __CUDACC_RTC__
+#include "fd/ids.h"
+#include "fd/rowwise.h"
+
+namespace fd {
+
+template <typename W, typename T>
+void embedding_launch(const Launch& on, const Ids& ids, Tensor weight, Tensor out) {
+  constexpr int N = kPack<T> < kPack<W> ? kPack<T> : kPack<W>;
+  const int64_t width = weight.size(1), table_step = weight.stride(0), out_step = out.stride(0);
+  const W* table = weight.data<W>();
+  T* to = out.data<T>();
+  const auto start = [&](auto kernel, int each) {
+    const RowGrid g = row_grid(ids.count, width, each);
+    run_overlapped(on, kernel, g.grid, g.block, 0, ids, table, table_step, weight.size(0), to,
+                   out_step, width, g.chunks);
+  };
+  if (packable<W>(width, {table_step}, {table}) && packable<T>(width, {out_step}, {to}))
+    start(embedding_rows<W, T, N>, N);
+  else
+    start(embedding_rows<W, T, 1>, 1);
+}
+
+void embedding(Tensor ids, Tensor weight, Tensor out) {
+  const char* op = "embedding";
+  Check{op, "ids", ids}.rank(1);
+  Check{op, "weight", weight}.rank(2).inner_contiguous();
+  Check{op, "out", out}.rank(2).dim(0, ids.size(0)).dim(1, weight.size(1)).inner_contiguous();
+  const Ids wanted = ids_of(op, "ids", ids);
+  same_device(op, weight, {ids, out});
+  const Launch on = launch_on(op, weight);
+  dispatch_float(op, "weight", weight, [&](auto weight_tag) {
+    dispatch_float(op, "out", out, [&](auto tag) {
+      check_range(on, "ids", wanted, 0, weight.size(0));
+      embedding_launch<decltype(weight_tag), decltype(tag)>(on, wanted, weight, out);
+    });
+  });
+}
+FD_EXPORT(embedding)
+
+}  // namespace fd
+#endif
