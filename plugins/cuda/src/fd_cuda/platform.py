@@ -12,9 +12,10 @@ from fd_core.api.platform import DeviceError, Graph, Platform
 from fd_core.api.tensor import Storage, Tensor, TensorSpec, empty_host, from_numpy
 from fd_cuda import driver, library
 from fd_cuda.graph import CapturedGraph, capture
-from fd_cuda.memory import Pinned, Pool
+from fd_cuda.memory import Pool
 from fd_cuda.probe import describe, probe
 from fd_cuda.stream import current_stream
+from fd_cuda.transfers import CudaTransfers
 
 
 class CudaPlatform(Platform):
@@ -27,6 +28,7 @@ class CudaPlatform(Platform):
 
     def __init__(self) -> None:
         self._pool = Pool()
+        self._transfers = CudaTransfers(self)
         self._context = 0
         self._info: DeviceInfo
 
@@ -80,19 +82,8 @@ class CudaPlatform(Platform):
             self._copy_bytes(dst, src)
 
     def _copy_bytes(self, dst: Tensor, src: Tensor) -> None:
-        stream, size = self.stream(), src.nbytes
-        if not dst.storage.on_host and not src.storage.on_host:
-            driver.call("cuMemcpyDtoDAsync_v2", dst.ptr, src.ptr, size, stream)
-        elif src.storage.on_host:
-            driver.call("cuMemcpyHtoDAsync_v2", dst.ptr, src.ptr, size, stream)
-            self._settle(src)
-        else:
-            driver.call("cuMemcpyDtoHAsync_v2", dst.ptr, src.ptr, size, stream)
-            driver.call("cuStreamSynchronize", stream)
-
-    def _settle(self, src: Tensor) -> None:
-        """Page-locked memory is read while the host goes on; the caller may change it only after a wait."""
-        if isinstance(src.storage.owner, Pinned):
+        self._transfers.copy(dst, src)
+        if dst.storage.on_host or src.storage.on_host:
             driver.call("cuStreamSynchronize", self.stream())
 
     def _copy_strided(self, dst: Tensor, src: Tensor) -> None:
@@ -125,6 +116,10 @@ class CudaPlatform(Platform):
     def synchronize(self) -> None:
         self.enter()
         driver.call("cuCtxSynchronize")
+
+    def transfers(self) -> CudaTransfers:
+        self.enter()
+        return self._transfers
 
     def capture(self, fn: Callable[[], None]) -> Graph | None:
         """What `fn` launches; it must neither allocate nor wait. DeviceError names what broke it."""
