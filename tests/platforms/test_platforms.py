@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ import pytest
 import fd_core
 from fd_core.api import dtype as dt
 from fd_core.api.attention import AttentionSpec
-from fd_core.api.device import HOST, DeviceInfo, ProbeReport
+from fd_core.api.device import HOST, Device, DeviceInfo, ProbeReport
 from fd_core.api.host_platform import HostPlatform, host_memory
 from fd_core.api.platform import Platform
 from fd_core.api.tensor import TensorSpec
 from fd_core.api.verdict import ReasonCode, Verdict
+from fd_core.compat.fastdeploy import platform as face_module
 from fd_core.host import session as sessions
 from fd_core.host.errors import PlatformError
 from fd_core.host.reference import ReferencePlatform
@@ -256,6 +259,103 @@ class TestCPUPlatform:
         assert reason.code is ReasonCode.ARCH
         assert "avx512f" in reason.want
         assert levels["base"].verdict(()).ok
+
+
+class TestFastDeployFace:
+    """What FastDeploy's users ask of their platform object, answered for the open device."""
+
+    def face(self, **facts: Any) -> face_module.Platform:
+        return face_module.Platform(session_on(**facts))
+
+    @pytest.mark.parametrize(
+        ("device_type", "code", "true"),
+        [
+            ("cpu", 1, {"is_cpu"}),
+            ("cuda", 2, {"is_cuda", "is_cuda_alike"}),
+            ("xpu", 12, {"is_xpu"}),
+            ("apu", 12, set()),
+        ],
+    )
+    def test_predicates_describe_the_device_and_not_a_build(
+        self, device_type: str, code: int, true: set[str]
+    ) -> None:
+        face = self.face(device_type=device_type, code=code)
+        names = {"is_cpu", "is_cuda", "is_cuda_alike", "is_xpu"}
+        assert {name for name in names if getattr(face, name)()} == true
+        assert face.device_name == device_type
+
+    def test_available_asks_the_probe_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        face = self.face(device_type="gpu")
+        for facts, available in (([CPU, GPU], True), ([CPU, BROKEN_GPU], False)):
+            host = SimpleNamespace(facts=lambda facts=facts: facts)
+            monkeypatch.setattr(face_module, "plugin_host", lambda host=host: host)
+            assert face.available() is available
+        assert face.why() == NO_DRIVER
+
+    @pytest.mark.parametrize("name", ["NATIVE_ATTN", "APPEND_ATTN", "FLASH_ATTN", "BLOCK_ATTN", None])
+    def test_paged_attention_under_its_names_is_the_devices_best(self, name: str | None) -> None:
+        member = None if name is None else face_module._Backend[name]
+        for asked in (name, member):
+            path = self.face(backends=[Latent, PagedAttention]).get_attention_backend_cls(asked)
+            assert path == f"{Latent.__module__}.Latent"
+
+    def test_a_backend_by_the_name_the_device_gives_it(self) -> None:
+        face = self.face(backends=[PagedAttention, Latent])
+        assert face.get_attention_backend_cls("MLA_ATTN").endswith(".Latent")
+        assert face.get_attention_backend_cls(face_module._Backend.MLA_ATTN).endswith(".Latent")
+
+    @pytest.mark.parametrize("name", ["INVALID_BACKEND", "MLA_ATTN", "DSA_ATTN"])
+    def test_what_is_not_offered_is_one_error_on_every_device(self, name: str) -> None:
+        for device_type in ("cpu", "cuda", "xpu"):
+            face = self.face(device_type=device_type, backends=[PagedAttention])
+            with pytest.raises(ValueError, match=rf"'{name}': {device_type} has no such.*PAGED_ATTN, A"):
+                face.get_attention_backend_cls(name)
+
+    @pytest.mark.parametrize(
+        ("arch", "features", "sm", "fp8"),
+        [("sm_90", {"fp8"}, 90, True), ("sm_86", set(), 86, False), ("avx512_vnni", set(), 0, False)],
+    )
+    def test_device_facts(self, arch: str, features: set[str], sm: int, fp8: bool) -> None:
+        face = self.face(arch=arch, features=frozenset(features))
+        assert (face.get_sm_version(), face.supports_fp8()) == (sm, fp8)
+
+    def test_quantization_names(self) -> None:
+        face = self.face(methods=["wint8", "none"])
+        for name in ("wint8", "weight_only"):
+            face.verify_quant(name)
+        with pytest.raises(ValueError, match=r"'wint2' .* on gpu; have none, weight_only, wint8"):
+            face.verify_quant("wint2")
+
+    def test_of_the_process(self) -> None:
+        from fd_core.compat import fastdeploy
+
+        face = fastdeploy.current_platform
+        session = sessions.current_session()
+        assert face.available()
+        assert face.device_name == session.platform.device_type
+        assert fastdeploy.get_sm_version() == face.get_sm_version()
+        assert fastdeploy.get_attention_backend("APPEND_ATTN") is session.attention_backends[0]
+
+
+class Latent(PagedAttention):
+    """A backend with one of FastDeploy's names."""
+
+    name: ClassVar[str] = "MLA_ATTN"
+
+
+def session_on(
+    device_type: str = "gpu", code: int = 2, arch: str = "sm_90", features: frozenset[str] = frozenset(),
+    backends: Sequence[type[PagedAttention]] = (), methods: Sequence[str] = (),
+) -> Any:  # fmt: skip
+    """A session as far as the face looks at it."""
+    info = DeviceInfo(Device(device_type, 0, code), "a device", arch, 0, 1, features=features)
+    platform = SimpleNamespace(name=device_type, device_type=device_type)
+    return SimpleNamespace(
+        platform=platform,
+        device=info,
+        attention_backends=list(backends),
+        quant_methods=dict.fromkeys(methods),
+    )
 
 
 def test_opening_sessions_is_quick_after_the_first() -> None:
