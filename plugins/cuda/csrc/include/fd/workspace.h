@@ -11,8 +11,16 @@
 
 namespace fd {
 
-// One line per user: a purpose is used by kernels of one file only.
-enum class Scratch { kAttentionPartials, kAttentionCounters, kAppendQueries, kLinear, kCount };
+// A purpose is used by the kernels of one op, or of ops that write it before they read it.
+enum class Scratch {
+  kAttentionPartials,
+  kAttentionCounters,
+  kAppendQueries,
+  kLinear,
+  kVocabParts,
+  kArgmaxSlots,
+  kCount
+};
 
 constexpr int kMaxDevices = 64;
 
