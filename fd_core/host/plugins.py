@@ -51,6 +51,7 @@ class Plugin:
     """One plug-in on its way through the load sequence.
 
     `described`: no device of it can be used, but its hooks may be asked, about devices that are not there.
+    `deprecations`: what to change in it before a later plug-in API.
     """
 
     found: Found
@@ -59,6 +60,7 @@ class Plugin:
     probe: ProbeResult = field(default_factory=ProbeResult)
     module: ModuleType | None = None
     described: bool = False
+    deprecations: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:
@@ -156,7 +158,9 @@ class PluginHost:
 
     def _import(self, plugin: Plugin) -> bool:
         started = time.perf_counter()
-        module, verdict = load(self._manager, plugin.found)
+        module, verdict, plugin.deprecations = load(self._manager, plugin.found)
+        for message in plugin.deprecations:
+            _log.warning("%s: %s", plugin.found, message)
         if module is not None:
             classes, refused = ask(self._manager, plugin.found, module, "fd_platforms")
             verdict = refused & check_platforms(plugin.found, classes or [])
@@ -205,7 +209,7 @@ class PluginHost:
         """(platform, facts) of every architecture that a plug-in describes, on hand or not."""
         for plugin in self.plugins:
             if not plugin.loaded and plugin.probe.platforms:  # it survived being imported by its probe
-                plugin.module, verdict = load(self._manager, plugin.found)
+                plugin.module, verdict, plugin.deprecations = load(self._manager, plugin.found)
                 plugin.described = verdict.ok
         return [row for _, row in self._collect("fd_simulated_devices", tuple)]
 

@@ -145,7 +145,7 @@ def probe_here(found: Found) -> ProbeResult:
     from fd_core.host.register import ask, check_platforms, load, new_manager
 
     manager = new_manager()
-    module, verdict = load(manager, found)
+    module, verdict, _ = load(manager, found)
     if module is None:
         return ProbeResult(verdict=verdict)
     classes, verdict = ask(manager, found, module, "fd_platforms")

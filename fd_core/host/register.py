@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import traceback
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -33,21 +34,27 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def load(manager: pluggy.PluginManager, found: Found) -> tuple[ModuleType | None, Verdict]:
-    """Import the module and register its hooks; a misspelt hook or a wrong argument is refused."""
+def load(manager: pluggy.PluginManager, found: Found) -> tuple[ModuleType | None, Verdict, list[str]]:
+    """Import the module and register its hooks; a misspelt hook or a wrong argument is refused.
+
+    Third: what a hook specification says of hooks (`warn_on_impl`) that this plug-in still implements.
+    """
     try:
         module = importlib.import_module(found.module)
     except FAILURES as error:
         fix = f"reinstall or upgrade {found.distribution}, or set FD_PLUGINS_BLOCK={found.name}"
-        return None, Verdict.no(ReasonCode.IMPORT, str(found), "to import", describe(error), fix)
+        return None, Verdict.no(ReasonCode.IMPORT, str(found), "to import", describe(error), fix), []
     try:
-        manager.register(module, found.name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            manager.register(module, found.name)
         manager.check_pending()
     except FAILURES as error:
         manager.unregister(name=found.name)
         have = f"{type(error).__name__}: {error}"
-        return None, Verdict.no(ReasonCode.REGISTER, str(found), "hooks of fd-core", have, _hook_fix(error))
-    return module, YES
+        verdict = Verdict.no(ReasonCode.REGISTER, str(found), "hooks of fd-core", have, _hook_fix(error))
+        return None, verdict, []
+    return module, YES, [str(one.message) for one in caught if issubclass(one.category, DeprecationWarning)]
 
 
 def _hook_fix(error: BaseException) -> str:

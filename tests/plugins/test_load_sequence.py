@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pytest
 
+from fd_core.api import hookspecs
 from fd_core.api.verdict import Reason, ReasonCode
+from fd_core.host import plugins
 from fd_core.host.find import Found, filtered, refuse_duplicates, unknown_names
 from fd_core.host.plugins import Plugin, PluginHost
 from fd_core.host.probe_cache import ProbeCache
@@ -286,3 +289,21 @@ print((time.perf_counter() - started) * 1e3)
 """
     taken = min(float(python(tmp_path, "-c", code, str(tmp_path)).stdout) for _ in range(3))
     assert taken < 50
+
+
+def test_a_deprecated_hook_works_and_is_reported(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = pluggy.HookspecMarker(hookspecs.PROJECT)
+
+    class Specs:
+        @marker(warn_on_impl=DeprecationWarning("fd_platforms goes with plug-in API 2; use fd_devices"))
+        def fd_platforms(self) -> None: ...
+
+    def manager() -> pluggy.PluginManager:
+        made = pluggy.PluginManager(hookspecs.PROJECT)
+        made.add_hookspecs(Specs())
+        return made
+
+    monkeypatch.setattr(plugins, "new_manager", manager)
+    plugin = load(Fake("dated", broken.GOOD))
+    assert plugin.verdict.ok, plugin.verdict
+    assert plugin.deprecations == ["fd_platforms goes with plug-in API 2; use fd_devices"]
