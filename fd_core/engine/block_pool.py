@@ -18,38 +18,44 @@ class BlockPool:
         self._refs = [0] * total
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
-        # Blocks without an owner in the order of reuse: those without content first.
-        self._idle: OrderedDict[int, None] = OrderedDict((block, None) for block in range(total))
+        self._free = list(range(total - 1, -1, -1))  # without content, the next one last
+        self._cached: OrderedDict[int, None] = OrderedDict()  # with content, the next one first
 
     @property
     def available(self) -> int:
         """Blocks that `allocate` can hand out: free and cached ones."""
-        return len(self._idle)
+        return len(self._free) + len(self._cached)
 
     @property
     def cached(self) -> int:
         """Blocks without an owner whose content can still be found."""
-        return sum(block in self._hash_of for block in self._idle)
+        return len(self._cached)
 
     @property
     def owned(self) -> int:
-        return self.total - len(self._idle)
+        return self.total - self.available
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks with one owner each, or None and no change when there are too few."""
-        if count > len(self._idle):
+        if count > self.available:
             return None
-        blocks = [self._idle.popitem(last=False)[0] for _ in range(count)]
+        blocks = [self._next() for _ in range(count)]
         for block in blocks:
-            self._forget(block)
             self._refs[block] = 1
         return blocks
+
+    def _next(self) -> int:
+        if self._free:
+            return self._free.pop()
+        block, _ = self._cached.popitem(last=False)
+        del self._block_of[self._hash_of.pop(block)]
+        return block
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """One more owner for each block (found by `lookup`, or another sequence's)."""
         for block in blocks:
             self._refs[block] += 1
-            self._idle.pop(block, None)
+            self._cached.pop(block, None)
 
     def release(self, blocks: Sequence[int]) -> None:
         """One owner less. The tail of a sequence is reused before its head: heads are shared more."""
@@ -57,10 +63,10 @@ class BlockPool:
             self._refs[block] -= 1
             if self._refs[block] < 0:
                 raise RuntimeError(f"block {block} was released more often than acquired")
-            if self._refs[block] == 0:
-                self._idle[block] = None
-                if block not in self._hash_of:
-                    self._idle.move_to_end(block, last=False)
+            if self._refs[block] == 0 and block in self._hash_of:
+                self._cached[block] = None
+            elif self._refs[block] == 0:
+                self._free.append(block)
 
     def lookup(self, hashes: Iterable[bytes]) -> list[int]:
         """Blocks of the longest known prefix of `hashes`; they are not acquired."""
@@ -80,10 +86,7 @@ class BlockPool:
 
     def clear_cache(self) -> None:
         """Forget all content (owned blocks keep their owners)."""
+        self._free += self._cached
+        self._cached.clear()
         self._hash_of.clear()
         self._block_of.clear()
-
-    def _forget(self, block: int) -> None:
-        digest = self._hash_of.pop(block, None)
-        if digest is not None:
-            del self._block_of[digest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,21 +132,23 @@ def _kv_bytes(config: EngineConfig, session: Session, model: CausalLM, useful: i
     share = config.memory_utilization or (HOST_UTILIZATION if on_host else DEVICE_UTILIZATION)
     if useful < memory.free * share / 4:
         return useful  # a fraction of what is free: measuring would change nothing
-    measure_full_step(config, model)
-    after = session.platform.memory()
-    return int(after.free - after.total * (1 - share)) if not on_host else int(after.free * share)
-
-
-def measure_full_step(config: EngineConfig, model: CausalLM) -> None:
-    """Touch everything a step of the full token budget touches, so that free memory tells the truth."""
-    length = min(config.max_num_batched_tokens, model.config.max_model_len - 1)
-    runner = DummyRunner(
+    dummy = DummyRunner(
         model,
         max_num_tokens=config.max_num_batched_tokens,
         max_model_len=model.config.max_model_len,
         block_size=config.block_size,
     )
-    runner.run(1, length, mode="prefill")
+    measure_full_step(config, model, dummy)
+    graphs = dummy.graph_bytes(config.max_num_seqs) if config.enable_graphs else 0
+    gc.collect()  # runners and their graphs refer to one another
+    after = session.platform.memory()
+    return int((after.free * share if on_host else after.free - after.total * (1 - share)) - graphs)
+
+
+def measure_full_step(config: EngineConfig, model: CausalLM, dummy: DummyRunner) -> None:
+    """Touch everything a step of the full token budget touches, so that free memory tells the truth."""
+    length = min(config.max_num_batched_tokens, model.config.max_model_len - 1)
+    dummy.run(1, length, mode="prefill")
 
 
 def assemble(config: EngineConfig, session: Session, model: CausalLM, length: int, blocks: int) -> Engine:

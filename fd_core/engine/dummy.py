@@ -128,19 +128,39 @@ class DummyRunner:
             for i, length in enumerate(lengths)
         ]
 
-    def _private(self, seqs: list[Sequence], use_graphs: bool) -> tuple[ModelRunner, Scheduler]:
-        blocks = sum(-(-seq.limit // self.block_size) for seq in seqs)
+    def graph_bytes(self, max_num_seqs: int) -> int:
+        """Device memory that the recorded decode steps of an engine for `max_num_seqs` sequences will
+        take: that of the largest, which others may share, and for each other as much as the second
+        largest adds. 0 where the device records none."""
+        runner = self._runner(max_num_seqs, blocks=1)
+        if runner.graphs is None:
+            return 0
+        sizes = runner.graphs.sizes[:-3:-1]
+        largest, *second = [self._recording_bytes(runner, size) for size in sizes]
+        return largest + sum(second) * (len(runner.graphs.sizes) - 1)
+
+    def _recording_bytes(self, runner: ModelRunner, size: int) -> int:
+        assert runner.graphs is not None
+        before = runner.platform.memory().used
+        runner.graphs.warm_up([size])
+        runner.platform.synchronize()
+        return max(0, runner.platform.memory().used - before)
+
+    def _runner(self, max_num_seqs: int, blocks: int, use_graphs: bool = True) -> ModelRunner:
         context = self.model.context
-        pools = KVPools(context.platform, context.ops, self.model.kv_layouts(), blocks)
-        runner = ModelRunner(
+        return ModelRunner(
             self.model,
-            pools,
+            KVPools(context.platform, context.ops, self.model.kv_layouts(), blocks),
             block_size=self.block_size,
-            max_num_seqs=len(seqs),
+            max_num_seqs=max_num_seqs,
             max_num_tokens=self.max_num_tokens,
             max_model_len=self.max_model_len,
             use_graphs=use_graphs,
         )
+
+    def _private(self, seqs: list[Sequence], use_graphs: bool) -> tuple[ModelRunner, Scheduler]:
+        blocks = sum(-(-seq.limit // self.block_size) for seq in seqs)
+        runner = self._runner(len(seqs), blocks, use_graphs)
         scheduler = Scheduler(
             KVManager(blocks, self.block_size, prefix=False), len(seqs), self.max_num_tokens
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from fd_core import environ
 from fd_core.api.device import HOST, Device, DeviceInfo, MemoryInfo, ProbeReport
-from fd_core.api.dtype import FLOATS
+from fd_core.api.dtype import FLOATS, uint8
 from fd_core.api.hookspecs import hookimpl
 from fd_core.api.kernel import Kernel, ParamKind
 from fd_core.api.platform import DeviceError, Platform, Transfers
@@ -31,6 +31,9 @@ NAME = "simulated"
 DEVICE = Device(NAME, 0, 12)  # DLPack's kDLExtDev
 FEATURES = frozenset({"asynchronous", "graph_capture"})
 FACTS = DeviceInfo(DEVICE, "a device that is not there", "queue", 0, 8 << 30, features=FEATURES)
+
+#: Device memory that a recorded step takes.
+GRAPH = TensorSpec((1 << 16,), uint8)
 
 Work = Callable[[], None]
 
@@ -178,6 +181,7 @@ class SimulatedGraph:
     def __init__(self, platform: SimulatedPlatform, calls: list[tuple[str, Work]]) -> None:
         self._platform = platform
         self._calls = calls
+        self._memory = platform.empty(GRAPH)
 
     def replay(self) -> None:
         for op, work in self._calls:

@@ -71,13 +71,15 @@ def late_session(faults: Faults | None = None) -> Session:
 
 @pytest.fixture(scope="session")
 def build_late(tiny_folder: Path) -> Callable[..., BuiltEngine]:
-    """As `build`, on the late device; `faults` are the device's."""
+    """As `build`, on the late device; `faults` and `capacity` (bytes) are the device's."""
     pytest.importorskip("fd_cpu")
 
-    def make(faults: Faults | None = None, **options: Any) -> BuiltEngine:
+    def make(faults: Faults | None = None, capacity: int | None = None, **options: Any) -> BuiltEngine:
         given = {"block_size": 8, "max_num_seqs": 8, "max_num_batched_tokens": 64, "seed": 1, **options}
         config = EngineConfig(model=str(tiny_folder), load_format="dummy", **given)
         session = late_session(faults)
+        if capacity is not None:
+            session.platform.capacity = capacity
         model = build_model(config, session)
         length, blocks = plan_memory(config, session, model)
         engine = assemble(config, session, model, length, blocks)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fd_core.engine.build import BuiltEngine
+from fd_core.testkit.simulated import GRAPH
 from tests.worker.model_runner import Result, assert_idle, requests, run_alone, run_together
 
 Build = Callable[..., BuiltEngine]
@@ -106,3 +107,18 @@ def test_a_device_without_capture_is_asked_once_or_never(build: Build, captures:
     built = build(enable_graphs=False)
     run_together(built, requests())
     assert len(asked) == 1
+
+
+def test_memory_of_the_graphs_is_left_free(build_late: Build) -> None:
+    """The KV pool is sized after what recorded steps take was measured and multiplied."""
+
+    def blocks(**options: Any) -> int:
+        built = build_late(capacity=900 << 10, **options)
+        assert built.session.platform.memory().free >= 0
+        assert built.engine.kv.pool.total < 8 * 32  # else memory did not bind
+        return built.engine.kv.pool.total
+
+    with_graphs, without = blocks(), blocks(enable_graphs=False)
+    sizes, block_bytes = 4, 2 * 2 * 8 * 2 * 16 * 2
+    reserved = (without - with_graphs) * block_bytes
+    assert 0 <= reserved - sizes * GRAPH.nbytes <= 4096  # and what the first run of a step made
