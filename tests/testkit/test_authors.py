@@ -17,7 +17,8 @@ from fd_core.host.freeze import freeze
 from fd_core.host.session import Session, open_session
 from fd_core.ops.catalogue import catalogue
 from fd_core.testkit import conformance
-from fd_core.testkit.bench import Timing, summary, table, timings
+from fd_core.testkit.bench import Timing, shares, summary, table, timings
+from fd_core.testkit.ceilings import Ceilings, measure
 from fd_core.testkit.kit import CHECKS
 from fd_core.testkit.model_checks import examine_model
 
@@ -84,6 +85,13 @@ class TestBench:
     def test_rates_need_the_case_to_state_them(self) -> None:
         row = Timing("op", "case", "float32", "p", 2.0, 0.0, 3)
         assert " - " in table([row])
+
+    def test_shares_are_of_the_device_s_own_ceilings(self, reference: Session) -> None:
+        assert shares(Ceilings(100.0, 50.0), 25.0, 40.0) == (0.25, 0.8)
+        assert shares(Ceilings(100.0, 0.0), 25.0, 40.0) == (0.25, 0.0)
+        found = measure(reference)
+        assert found.bytes_per_second > 1e7
+        assert found.flops_per_second == 0  # the reference platform has oracles alone
 
     def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "report.json"
