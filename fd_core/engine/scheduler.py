@@ -39,8 +39,9 @@ class StepPlan:
     num_tokens: int = 0
 
     def add(self, seq: Sequence, count: int) -> None:
-        completes, decodes = count == seq.num_pending, seq.in_decode
-        self.items.append(Scheduled(seq, count, seq.num_computed, completes, decodes))
+        pending = seq.num_pending
+        decodes = pending == 1 and seq.in_decode
+        self.items.append(Scheduled(seq, count, seq.num_computed, count == pending, decodes))
         self.num_tokens += count
 
     def __bool__(self) -> bool:
@@ -91,8 +92,8 @@ class Scheduler:
         """Running sequences first; new ones only when nobody had to be preempted."""
         plan = StepPlan()
         before = self.num_preemptions
-        self._plan_running(plan, decoding=True)
-        self._plan_running(plan, decoding=False)
+        for seqs in self._ready():
+            self._plan_running(seqs, plan)
         if self.num_preemptions == before:
             self._admit(plan)
         return plan
@@ -136,19 +137,27 @@ class Scheduler:
         seq.num_computed = seq.num_unread = 0
         seq.status = Status.WAITING
 
-    def _plan_running(self, plan: StepPlan, *, decoding: bool) -> None:
-        planned = {id(item.seq) for item in plan.items}
-        for seq in [s for s in self.running if s.in_decode is decoding]:
-            count = min(seq.num_pending, self.token_budget - plan.num_tokens)
-            if seq.status is not Status.RUNNING or count <= 0 or seq.ends_unread:
-                continue
-            if self._make_room(seq, seq.num_computed + count, planned, plan):
-                plan.add(seq, count)
-                planned.add(id(seq))
+    def _ready(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Running sequences that decode, and those with more to catch up on."""
+        decoding: list[Sequence] = []
+        others: list[Sequence] = []
+        for seq in self.running:
+            if not (seq.num_unread and seq.ends_unread):
+                (decoding if seq.in_decode else others).append(seq)
+        return decoding, others
 
-    def _make_room(self, seq: Sequence, tokens: int, planned: set[int], plan: StepPlan) -> bool:
+    def _plan_running(self, seqs: list[Sequence], plan: StepPlan) -> None:
+        for seq in seqs:
+            count = min(seq.num_pending, self.token_budget - plan.num_tokens)
+            if count <= 0:
+                return
+            if seq.status is Status.RUNNING and self._make_room(seq, seq.num_computed + count, plan):
+                plan.add(seq, count)
+
+    def _make_room(self, seq: Sequence, tokens: int, plan: StepPlan) -> bool:
         """Grow `seq`, preempting unplanned sequences from the tail, itself last."""
         while not self.kv.grow(seq, tokens):
+            planned = {id(item.seq) for item in plan.items}
             victim = next(s for s in reversed(self.running) if id(s) not in planned)
             self._preempt(victim, plan)
             if victim is seq:

@@ -1,4 +1,4 @@
-"""The late device (`conftest.late_session`): it is never waited for without need, and mistakes show there."""
+"""The late device (`conftest.late_session`): never waited for without need, and mistakes show there."""
 
 from __future__ import annotations
 
