@@ -31,8 +31,8 @@ class Timing:
     """Microseconds of one call: the median, and (third - first quartile) / median as `spread`.
 
     Rates follow from the case's own bytes and flops (0: the case states none); `of_ceiling` is the larger
-    of the two as a share of what the device was measured to do (above 1: the case fits a cache). `ratio`: the other provider's median over
-    this one's.
+    of the two as a share of what the device was measured to do (above 1: the case fits a cache).
+    `ratio`: the other provider's median over this one's.
     """
 
     op: str
