@@ -29,7 +29,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml requirements/constraints.tx
 	touch $@
 
 $(VENV)/tested-with: $(VENV)/installed requirements/test.txt
-	$(BIN)/python -m pip install -q -c requirements/constraints.txt -r requirements/test.txt
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt -r requirements/test.txt -e ./plugins/xpu
 	touch $@
 
 clean:

@@ -8,14 +8,15 @@ place (Paddle exports DLPack for processors and CUDA only). A view is made once 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fd_core.api.device import Device
 from fd_core.api.dtype import DType
 from fd_core.api.dtype import dtype as by_name
 from fd_core.api.tensor import Storage, Tensor, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ALIGN = 16  # bytes; a block is a multiple of it, so that it can be read as any element type
 MAX_VIEWS = 512  # per block; long runs of odd sizes start over
@@ -143,6 +144,8 @@ def recast(rows: Any, kind: str) -> Any:
 
 def upload(array: np.ndarray[Any, Any], place: Any) -> Block:
     """A block with the bytes of a host array."""
+    import numpy as np
+
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     size = max(ALIGN, -(-flat.size // ALIGN) * ALIGN)
     padded = np.zeros(size, np.uint8)
@@ -152,6 +155,8 @@ def upload(array: np.ndarray[Any, Any], place: Any) -> Block:
 
 def download(tensor: Tensor) -> np.ndarray[Any, Any]:
     """A host copy, complete on return."""
+    import numpy as np
+
     kind = tensor.dtype.numpy()
     if tensor.numel == 0:
         return np.empty(tensor.shape, kind)
@@ -171,6 +176,8 @@ def copy(dst: Tensor, src: Tensor) -> None:
 
 
 def _source(src: Tensor) -> Any:
+    import numpy as np
+
     if isinstance(src.storage.owner, Block):
         return carrier(src)
     flat = np.ascontiguousarray(src.numpy()).view(CARRIERS[src.dtype.bits])

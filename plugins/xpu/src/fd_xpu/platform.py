@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from fd_core.api import dtype as dt
 from fd_core.api.device import HOST, Device, DeviceInfo, MemoryInfo, ProbeReport
@@ -35,7 +35,7 @@ class PaddlePlatform(Platform):
     Paddle's current one in this process: constants that Paddle's operators make by themselves go there.
     """
 
-    place_type: ClassVar[str] = ""
+    place_type: str = ""
 
     def __init__(self) -> None:
         self.place: Any = None
@@ -140,14 +140,25 @@ def fused_features(place_type: str) -> frozenset[str]:
     return frozenset(f"{name}:{kind}" for name, kind in registered(place_type))
 
 
+class _Priority:
+    """Hardware comes before processors; a stand-in is used only where it is asked for by name."""
+
+    def __get__(self, _: object, owner: type) -> int:
+        return -50 if settings.stands_in() else 50
+
+
 class XPUPlatform(PaddlePlatform):
     """Kunlun XPU over Paddle's XPU build; over its CPU place where FD_XPU_PLACE=cpu says so."""
 
     name: ClassVar[str] = "xpu"
     device_type: ClassVar[str] = "xpu"
-    place_type: ClassVar[str] = "cpu" if settings.stands_in() else "xpu"
-    #: A stand-in is used when it is asked for by name; hardware before processors.
-    priority: ClassVar[int] = -50 if settings.stands_in() else 50
+    place_type = "xpu"
+    priority: ClassVar[int] = cast(int, _Priority())
+
+    def __init__(self) -> None:
+        if settings.stands_in():
+            self.place_type = "cpu"
+        super().__init__()
 
     @classmethod
     def probe(cls) -> ProbeReport:

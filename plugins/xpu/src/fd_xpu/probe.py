@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fd_core.api.device import Device, DeviceInfo
-from fd_core.api.manifest import numbers
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_xpu.facts import Facts, Paddle
 
@@ -35,6 +34,17 @@ LADDER = (
     Chip("p800", 3, "Kunlun P800", 96 << 30),
 )
 UNKNOWN = Chip("unknown", 0, "Kunlun XPU of an unknown generation", 0)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a release: "3.3.0rc1" -> (3, 3, 0)."""
+    found = []
+    for part in version.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        found.append(int(digits))
+    return tuple(found)
 
 
 def judge(facts: Facts) -> Verdict:

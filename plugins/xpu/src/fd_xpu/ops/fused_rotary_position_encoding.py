@@ -25,7 +25,7 @@ def fused_rotary_position_encoding(
     rows = take_rows(cos_sin_cache, position_ids)
     heads = [x.reshape([x.shape[0], -1, head_size]) for x in (query, key)]
     if is_neox and rotary == head_size and fused.has(OPERATOR, query):
-        done = rotate_fused(*heads, rows.astype(query.dtype))
+        done = rotate_fused(heads[0], heads[1], rows.astype(query.dtype))
     else:
         cos, sin = paddle.split(f32(rows).unsqueeze(1), 2, axis=-1)
         done = tuple(rotate(x, cos, sin, is_neox) for x in heads)
