@@ -157,9 +157,15 @@ def _convert(spec: OpSpec, param: Param, value: Any, session: Session) -> Any:
         return attribute(label, param, value)
     if value is None and (param.optional or param.kind is ParamKind.OUT):
         return None
+    return on_device(label, value, session, param.kind is not ParamKind.IN)
+
+
+def on_device(label: str, value: Any, session: Session, writable: bool = False) -> Tensor:
+    """Anybody's tensor as ours. TypeError or ValueError, with `label`, for what is none, is read-only
+    where it is to be written, or lies on another device."""
     device = session.device.device
     try:
-        tensor = to_tensor(value, session.platform, device, param.kind is not ParamKind.IN)
+        tensor = to_tensor(value, session.platform, device, writable)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{label}: {error}") from error
     if (tensor.device.code, tensor.device.index) != (device.code, device.index):
