@@ -1,0 +1,95 @@
+#include "fd/rowmove.cuh"
+
+namespace fd {
+
+// Rows 0 .. rows - 1: the output; the next `rows`: what first_token_out gets, if it is wanted. A
+// row whose source lies outside tmp_out stays.
+struct RebuildPadding {
+  ByteRows from, to, first;                                     // first.base null: not wanted
+  const int32_t *cu, *this_time, *decoder, *encoder, *offsets;  // offsets null: one row per slot
+  int64_t slots, rows, max_input_length;
+
+  __device__ RowMove operator()(int64_t i) const {
+    const int64_t r = i % rows;
+    const int64_t o = offsets != nullptr ? r + offsets[r] : 0;
+    const int64_t b = offsets != nullptr ? o / max_input_length : r;
+    if (o < 0 || b >= slots) return kStay;
+    const bool active = this_time[b] != 0 && (decoder[b] != 0 || encoder[b] != 0);
+    const int64_t within = offsets != nullptr ? o - b * max_input_length : 0;
+    const int64_t src = cu[b] + within + (encoder[b] > 0 ? encoder[b] - 1 : 0);
+    return i < rows ? output(r, active, src) : first_token(b, active, src);
+  }
+  __device__ RowMove output(int64_t r, bool active, int64_t src) const {
+    if (!active) return {to.row(r), nullptr, 0};
+    if (src < 0 || src >= from.count) return kStay;
+    return {to.row(r), from.row(src), 0};
+  }
+  __device__ RowMove first_token(int64_t b, bool active, int64_t src) const {
+    if (!active || encoder[b] <= 0 || src <= 0 || src >= from.count) return kStay;
+    return {first.row(b), from.row(src - 1), 0};
+  }
+};
+
+}  // namespace fd
+
+#ifndef __CUDACC_RTC__
+#include "fd/ids.h"
+#include "fd/rowmove.h"
+
+namespace fd {
+
+inline void rebuild_padding_offsets(const OptTensor& offsets, int64_t slots, int64_t num_rows,
+                                    int64_t max_input_length) {
+  const char* op = "rebuild_padding";
+  if (!offsets) {
+    if (num_rows != slots) fail("ValueError", op, ".num_rows: want ", slots, ", have ", num_rows);
+    return;
+  }
+  Check{op, "output_padding_offset", offsets}.rank(1).dtype<int32_t>("int32").contiguous();
+  if (offsets.size(0) < num_rows)
+    fail("ValueError", op, ".output_padding_offset: want at least ", num_rows, " offsets, have ",
+         offsets.size(0));
+  if (max_input_length <= 0)
+    fail("ValueError", op, ".max_input_length: want > 0, have ", max_input_length);
+}
+
+// first_token_out is written only with offsets, as in the source.
+inline ByteRows rebuild_padding_first(const OptTensor& first, const Tensor& tmp_out,
+                                      int64_t slots) {
+  const char* op = "rebuild_padding";
+  if (!first) fail("ValueError", op, ".first_token_out: want it with enable_logprob, have None");
+  Check{op, "first_token_out", first}.rank(2).dim(0, slots).dim(1, tmp_out.size(1));
+  Check{op, "first_token_out", first}.same_dtype(tmp_out).inner_contiguous();
+  return byte_rows(op, "first_token_out", first);
+}
+
+void rebuild_padding(Tensor tmp_out, Tensor cu_seqlens_q, Tensor seq_len_this_time,
+                     Tensor seq_lens_decoder, Tensor seq_lens_encoder,
+                     OptTensor output_padding_offset, OptTensor first_token_out,
+                     int64_t max_input_length, bool enable_logprob, int64_t num_rows, Tensor out) {
+  const char* op = "rebuild_padding";
+  Check{op, "tmp_out", tmp_out}.rank(2);
+  Check{op, "cu_seqlens_q", cu_seqlens_q}.rank(1);
+  const int64_t slots = cu_seqlens_q.size(0) - 1;
+  RebuildPadding map{};
+  map.slots = slots, map.rows = num_rows, map.max_input_length = max_input_length;
+  map.cu = lens_of(op, "cu_seqlens_q", cu_seqlens_q, slots + 1);
+  map.this_time = lens_of(op, "seq_len_this_time", seq_len_this_time, slots);
+  map.decoder = lens_of(op, "seq_lens_decoder", seq_lens_decoder, slots);
+  map.encoder = lens_of(op, "seq_lens_encoder", seq_lens_encoder, slots);
+  rebuild_padding_offsets(output_padding_offset, slots, num_rows, max_input_length);
+  if (output_padding_offset) map.offsets = output_padding_offset.data<int32_t>();
+  Check{op, "out", out}.rank(2).dim(0, num_rows).dim(1, tmp_out.size(1)).same_dtype(tmp_out);
+  map.from = byte_rows(op, "tmp_out", tmp_out), map.to = byte_rows(op, "out", out);
+  const bool logprob = enable_logprob && output_padding_offset;
+  if (logprob) map.first = rebuild_padding_first(first_token_out, tmp_out, slots);
+  same_device(op, tmp_out,
+              {cu_seqlens_q, seq_len_this_time, seq_lens_decoder, seq_lens_encoder,
+               output_padding_offset, first_token_out, out});
+  move_all(launch_on(op, tmp_out), map, logprob ? 2 * num_rows : num_rows, map.to.bytes,
+           {map.from, map.to, map.first});
+}
+FD_EXPORT(rebuild_padding)
+
+}  // namespace fd
+#endif
