@@ -51,6 +51,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"type": float, "help": "share of the memory to use"},
     ),
     "--swap-space": ("swap_space", {"type": size, "help": "host bytes for preempted requests"}),
+    "--async-scheduling": (
+        "async_scheduling",
+        {"choices": ["auto", "on", "off"], "help": "plan a step while the one before runs"},
+    ),
     "--seed": ("seed", {"type": int, "help": "seed of requests that bring none"}),
     "--max-logprobs": ("max_logprobs", {"type": int, "help": "most alternatives a request may ask for"}),
 }
@@ -63,10 +67,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-prefix-caching", dest="enable_prefix_caching", action="store_false", default=argparse.SUPPRESS
     )
+    group.add_argument("--no-graphs", dest="enable_graphs", action="store_false", default=argparse.SUPPRESS)
 
 
 def engine_config(args: argparse.Namespace, model: str) -> EngineConfig:
     """The configuration of the given arguments; what was not given keeps its default."""
-    known = {field for field, _ in FLAGS.values()} | {"enable_prefix_caching"}
+    known = {field for field, _ in FLAGS.values()} | {"enable_prefix_caching", "enable_graphs"}
     given = {name: value for name, value in vars(args).items() if name in known}
     return EngineConfig(model=model, show_progress=True, **given)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fd_core.api.platform import Graph, Platform
+from fd_core.api.platform import DeviceError, Graph, Platform
 from fd_core.api.tensor import Tensor
 from fd_core.engine.scheduler import Scheduled
 from fd_core.engine.step_inputs import InputBuilder, StepInputs
@@ -21,6 +21,9 @@ from fd_core.host.dispatch import Dispatch, FrozenOp
 from fd_core.layers.buffers import Buffer
 
 log = logging.getLogger("fd.engine")
+
+#: Ops with the numbers of their calls and of those that a fallback served.
+Calls = list[tuple[FrozenOp, int, int]]
 
 #: Runs the model on padded inputs; logits [rows, vocab] of every row.
 Forward = Callable[[StepInputs], Tensor]
@@ -38,7 +41,7 @@ class Recorded:
 
     graph: Graph
     logits: Buffer
-    calls: list[tuple[FrozenOp, int, int]]
+    calls: Calls
 
     def replay(self) -> None:
         self.graph.replay()
@@ -88,26 +91,44 @@ class DecodeGraphs:
 
     def _record(self, size: int, step: StepInputs) -> bool:
         """Run the step once, because first calls may allocate, then record it."""
-        logits = self.forward(step)
-        with self._counted() as calls:
-            graph = self.platform.capture(lambda: _run(self.forward, step))
+        with self._counting() as first:
+            logits = self.forward(step)
+        allocating = sorted(op.name for op, _, _ in first if op.kernel.allocates)
+        if allocating:
+            log.warning("decode steps run eagerly: these kernels allocate: %s", ", ".join(allocating))
+        graph, calls = (None, []) if allocating else self._capture(size, step)
         if graph is None:
             self.enabled = False
             return False
         self._recorded[size] = Recorded(graph, Buffer(logits), calls)
         return True
 
+    def _capture(self, size: int, step: StepInputs) -> tuple[Graph | None, Calls]:
+        """Recording runs nothing, so its calls do not count; each replay's will."""
+        try:
+            with self._counting() as calls:
+                graph = self.platform.capture(lambda: _run(self.forward, step))
+        except MemoryError as error:
+            raise MemoryError(_text(size, error, "lower max_num_seqs or memory_utilization")) from error
+        except DeviceError as error:
+            raise DeviceError(_text(size, error, "set enable_graphs=False (--no-graphs)")) from error
+        for op, count, fallbacks in calls:
+            op.calls -= count
+            op.fallbacks -= fallbacks
+        return graph, calls
+
     @contextmanager
-    def _counted(self) -> Iterator[list[tuple[FrozenOp, int, int]]]:
-        """Op calls inside, which do not count themselves: recording runs nothing."""
+    def _counting(self) -> Iterator[Calls]:
+        """The ops called inside, how often, and how often by a fallback; filled at the end."""
         before = [(op, op.calls, op.fallbacks) for op in self.ops.table.values()]
-        calls: list[tuple[FrozenOp, int, int]] = []
+        calls: Calls = []
         yield calls
-        for op, was, fell in before:
-            if op.calls > was:
-                calls.append((op, op.calls - was, op.fallbacks - fell))
-                op.calls, op.fallbacks = was, fell
+        calls += [(op, op.calls - was, op.fallbacks - fell) for op, was, fell in before if op.calls > was]
 
 
 def _run(forward: Forward, step: StepInputs) -> None:
     forward(step)
+
+
+def _text(size: int, error: Exception, fix: str) -> str:
+    return f"recording the decode step of {size} rows failed: {error}; fix: {fix}"

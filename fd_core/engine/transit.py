@@ -23,6 +23,7 @@ DEPTH = 2
 
 _ALIGN = 64
 _FIRST_CHUNK = 1 << 16
+_MAX_VIEWS = 1024
 
 
 class Transit:
@@ -115,6 +116,8 @@ class _Turn:
         """Pinned memory for what arrives under `name`."""
         view = self._views.get((name, spec.shape))
         if view is None:
+            if len(self._views) >= _MAX_VIEWS:
+                self._views.clear()
             view = self._views[name, spec.shape] = self._land(name, spec)
         return view
 

@@ -58,26 +58,29 @@ def build(tiny_folder: Path) -> Callable[..., BuiltEngine]:
     return make
 
 
-def late_session(faults: Faults | None = None) -> Session:
+def late_session(faults: Faults | None = None, allocating: str = "") -> Session:
     """The simulated device, which does everything as late as it may, with fd-cpu's kernels: exact, fast."""
     host = open_session("cpu")
     platform = SimulatedPlatform(faults or Faults())
     device = replace(platform.open(0), activation_dtype=host.device.activation_dtype)
     ops = host.ops.table
     kernels = [kernel(one, ops[name]) for name, one in catalogue().items() if name in ops]
+    kernels = [replace(one, allocates=one.op == allocating) for one in kernels]
     frozen = freeze(catalogue(), kernels, device, policy="error")
     return Session(platform, device, frozen, [PagedAttention], {"none": Unquantized}, Ledger(frozen, {}))
 
 
 @pytest.fixture(scope="session")
 def build_late(tiny_folder: Path) -> Callable[..., BuiltEngine]:
-    """As `build`, on the late device; `faults` and `capacity` (bytes) are the device's."""
+    """As `build`, on the late device; `faults`, `capacity` (bytes) and the `allocating` op are its own."""
     pytest.importorskip("fd_cpu")
 
-    def make(faults: Faults | None = None, capacity: int | None = None, **options: Any) -> BuiltEngine:
+    def make(
+        faults: Faults | None = None, capacity: int | None = None, allocating: str = "", **options: Any
+    ) -> BuiltEngine:
         given = {"block_size": 8, "max_num_seqs": 8, "max_num_batched_tokens": 64, "seed": 1, **options}
         config = EngineConfig(model=str(tiny_folder), load_format="dummy", **given)
-        session = late_session(faults)
+        session = late_session(faults, allocating)
         if capacity is not None:
             session.platform.capacity = capacity
         model = build_model(config, session)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fd_core.api.platform import DeviceError
 from fd_core.engine.build import BuiltEngine
 from fd_core.testkit.simulated import GRAPH
 from tests.worker.model_runner import Result, assert_idle, requests, run_alone, run_together
@@ -107,6 +108,32 @@ def test_a_device_without_capture_is_asked_once_or_never(build: Build, captures:
     built = build(enable_graphs=False)
     run_together(built, requests())
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (MemoryError("want 5 bytes, have 0"), "lower max_num_seqs or memory_utilization"),
+        (DeviceError("a call waited"), r"set enable_graphs=False \(--no-graphs\)"),
+    ],
+)
+def test_a_step_that_cannot_be_recorded_stops_the_start(
+    build: Build, captures: Any, error: Exception, fix: str
+) -> None:
+    def capture(step: Any) -> None:
+        raise error
+
+    captures(capture)
+    with pytest.raises(type(error), match=f"decode step of 8 rows failed: {error}; fix: {fix}"):
+        build()
+
+
+def test_kernels_that_allocate_are_not_recorded(
+    build_late: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = build_late(allocating="rms_norm")
+    assert "decode steps run eagerly: these kernels allocate: rms_norm" in caplog.text
+    assert not built.engine.runner.graphs.enabled
 
 
 def test_memory_of_the_graphs_is_left_free(build_late: Build) -> None:
