@@ -1,0 +1,320 @@
+// Truncated sampling without a sort, one block a row, behind vocab_parts. Weights are integers,
+// round(p * 2^50), so that neither threads nor atomics change a kept set or a draw
+// (fd_core/ops/sampling/_truncate.py).
+//
+// Only groups whose maximum reaches a floor are read again. What they hold above the floor is kept
+// in shared memory; where it does not fit, each step reads those groups anew.
+#pragma once
+#include "fd/philox.cuh"
+#include "fd/vocab_parts.cuh"
+
+namespace fd {
+
+constexpr int kSelectThreads = 1024, kCandidates = 2048, kBins = 2048;
+constexpr double kMassOne = 1125899906842624.0;  // 2^50: the weight of probability 1
+
+__device__ __forceinline__ uint64_t weight(float p) {
+  return p > 0.f ? __float2ull_rn(fminf(p, 1.f) * 1125899906842624.f) : 0;
+}
+
+// How a stored value becomes a probability.
+struct AsProbability {
+  __device__ __forceinline__ float operator()(float x) const { return x; }
+};
+struct AsLogit {
+  float max, scale, factor;  // factor: 1 / the sum of exponentials
+  __device__ __forceinline__ float operator()(float x) const {
+    return exp_below(x, max, scale) * factor;
+  }
+};
+
+struct SelectShared {
+  uint32_t low[kBins], high[kBins], count[kBins];  // 64-bit sums in two halves, and counts
+  float value[kCandidates];
+  int id[kCandidates];
+  uint64_t sums[kWarp];
+  int used, best_id;
+  uint32_t counts[kWarp];
+  uint64_t found_mass;
+  uint32_t found_count;
+  int found;
+};
+
+// Exact in any order.
+__device__ __forceinline__ void add_wide(uint32_t* low, uint32_t* high, uint64_t x) {
+  const uint32_t part = static_cast<uint32_t>(x), before = atomicAdd(low, part);
+  const uint32_t rest = static_cast<uint32_t>(x >> 32) + (before + part < before);
+  if (rest != 0) atomicAdd(high, rest);
+}
+
+__device__ __forceinline__ uint64_t wide(uint32_t low, uint32_t high) {
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+template <typename T>
+__device__ __forceinline__ T warp_scan(T x) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int d = 1; d < kWarp; d *= 2) {
+    const T below = __shfl_up_sync(0xffffffffu, x, d);
+    if (lane >= d) x += below;
+  }
+  return x;
+}
+
+// Sum over the threads up to this one, and over all. `warps`: shared, free again after a barrier.
+template <typename T>
+__device__ __forceinline__ T block_scan(T x, T* warps, T* total) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  x = warp_scan(x);
+  if (lane == kWarp - 1) warps[warp] = x;
+  __syncthreads();
+  const T sums = warp_scan(lane < static_cast<int>(blockDim.x) / kWarp ? warps[lane] : T{0});
+  *total = __shfl_sync(0xffffffffu, sums, kWarp - 1);
+  const T before = __shfl_sync(0xffffffffu, sums, max(warp - 1, 0));
+  return warp == 0 ? x : x + before;
+}
+
+// One row of probabilities behind its parts.
+template <typename Value>
+struct MassRow {
+  VocabRows rows;
+  int64_t row;
+  const float* groups;  // maxima, stored values
+  int64_t num_groups;
+  Value p;
+  float best;  // the largest probability
+
+  // A group may hold a value >= floor. Exponentials of the hardware are off by a few units in the
+  // last place, and so need not grow with their argument: hence the margin.
+  __device__ __forceinline__ bool live(int64_t g, float floor) const {
+    return g < num_groups && p(groups[g]) * 1.00001f >= floor;
+  }
+
+  // f(p, id) for the positive entries >= floor, in any order.
+  template <typename F>
+  __device__ __forceinline__ void each(float floor, F&& f) const {
+    for (int64_t g = threadIdx.x; g < num_groups; g += kSelectThreads) {
+      if (!live(g, floor)) continue;
+      const Group group(rows, row, g);
+      group.each([&](float x, int v, int i) {
+        const float value = p(x);
+        if (value >= floor && value > 0.f) f(value, static_cast<int>(pack_start(g, v)) + i);
+      });
+    }
+  }
+};
+
+// The entries that the steps below look at: in shared memory, or in the row itself.
+template <typename Value>
+struct Entries {
+  const MassRow<Value>& row;
+  SelectShared& shared;
+  float floor;
+  bool held;
+
+  // `keep` false: they will not fit.
+  __device__ __forceinline__ Entries(const MassRow<Value>& r, SelectShared& s, float least,
+                                     bool keep)
+      : row(r), shared(s), floor(least), held(keep) {
+    if (!keep) return;
+    if (threadIdx.x == 0) s.used = 0;
+    __syncthreads();
+    for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads)
+      if (row.live(g, floor) && *const_cast<volatile int*>(&s.used) <= kCandidates) hold(g);
+    __syncthreads();
+    held = s.used <= kCandidates;
+  }
+
+  __device__ __forceinline__ void hold(int64_t g) {
+    const Group group(row.rows, row.row, g);
+    group.each([&](float x, int v, int i) {
+      const float p = row.p(x);
+      if (!(p >= floor && p > 0.f)) return;
+      const int at = atomicAdd(&shared.used, 1);
+      if (at >= kCandidates) return;
+      shared.value[at] = p, shared.id[at] = static_cast<int>(pack_start(g, v)) + i;
+    });
+  }
+
+  template <typename F>
+  __device__ __forceinline__ void each(F&& f) const {
+    if (held)
+      for (int i = threadIdx.x; i < shared.used; i += kSelectThreads)
+        f(shared.value[i], shared.id[i]);
+    else
+      row.each(floor, f);
+  }
+};
+
+// A value that at least k entries reach: the k-th largest of the threads' maxima, or somewhat less.
+template <typename Value>
+__device__ float reached_by(const MassRow<Value>& row, int64_t k) {
+  if (k > kSelectThreads) return 0.f;
+  float own = 0.f;
+  for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads)
+    own = fmaxf(own, row.p(row.groups[g]));
+  const int key = __float_as_int(own), wanted = static_cast<int>(k);
+  int low = 0,
+      high = __float_as_int(row.best) + 1;  // at least `wanted` reach low, fewer reach high
+  while (high - low > 1) {
+    const int middle = low + (high - low) / 2, reach = __syncthreads_count(key >= middle);
+    (reach >= wanted ? low : high) = middle;
+    if (reach >= wanted && reach <= wanted + wanted / 8) break;
+  }
+  return __int_as_float(low);
+}
+
+// What lies at or above a cut.
+struct Upper {
+  float cut;
+  uint32_t count;
+  uint64_t mass;
+  bool reached;
+};
+
+struct Above {
+  uint32_t count;
+  uint64_t mass;
+};
+
+// Of the bins' entries from the highest down, on top of `above`: the first bin at which `reached`
+// is true. Thread t owns the bins last - 2t and last - 2t - 1. The result is in `shared`: the bin,
+// or -1.
+template <typename F>
+__device__ void find_bin(SelectShared& s, int bins, Above above, F&& reached) {
+  const int top = bins - 1 - 2 * static_cast<int>(threadIdx.x);
+  const bool mine = top > 0;
+  const Above upper{mine ? s.count[top] : 0, mine ? wide(s.low[top], s.high[top]) : 0};
+  const Above lower{mine ? s.count[top - 1] : 0, mine ? wide(s.low[top - 1], s.high[top - 1]) : 0};
+  if (threadIdx.x == 0) s.found = -1;
+  Above all;
+  const uint64_t mass = block_scan(upper.mass + lower.mass, s.sums, &all.mass) + above.mass;
+  const uint32_t count = block_scan(upper.count + lower.count, s.counts, &all.count) + above.count;
+  const Above middle{count - lower.count, mass - lower.mass};
+  const Above before{middle.count - upper.count, middle.mass - upper.mass};
+  const bool first = upper.count > 0 && reached(middle) && !(before.count > 0 && reached(before));
+  const bool second =
+      lower.count > 0 && reached(Above{count, mass}) && !(middle.count > 0 && reached(middle));
+  __syncthreads();
+  if (first || second) {
+    s.found = first ? top : top - 1;
+    s.found_count = first ? before.count : middle.count;
+    s.found_mass = first ? before.mass : middle.mass;
+  }
+  __syncthreads();
+}
+
+// Walks distinct values downward and stops at the first one at which `reached` of the entries at or
+// above it is true: a radix descent over the float's bits (11, 10, 10 below the sign), which order
+// positive floats. `reached` never true: everything.
+template <typename Value, typename F>
+__device__ Upper walk_down(const Entries<Value>& entries, F&& reached) {
+  SelectShared& s = entries.shared;
+  Above above{0, 0};
+  uint32_t prefix = 0, mask = 0;
+  for (int shift = 20; shift >= 0; shift -= 10) {
+    const int bins = shift == 20 ? kBins : kBins / 2;
+    for (int b = threadIdx.x; b < bins; b += kSelectThreads) s.low[b] = s.high[b] = s.count[b] = 0;
+    __syncthreads();
+    entries.each([&](float p, int) {
+      const uint32_t bits = __float_as_uint(p);
+      if ((bits & mask) != prefix) return;
+      const uint32_t bin = bits >> shift & (bins - 1);
+      atomicAdd(&s.count[bin], 1u);
+      add_wide(&s.low[bin], &s.high[bin], weight(p));
+    });
+    __syncthreads();
+    find_bin(s, bins, above, reached);
+    if (s.found < 0) return {0.f, 0, 0, false};
+    above = {s.found_count, s.found_mass};
+    const uint32_t bin = static_cast<uint32_t>(s.found);
+    prefix |= bin << shift, mask |= static_cast<uint32_t>(bins - 1) << shift;
+    if (shift == 0) above.count += s.count[bin], above.mass += wide(s.low[bin], s.high[bin]);
+    __syncthreads();
+  }
+  return {__uint_as_float(prefix), above.count, above.mass, true};
+}
+
+// Lowest id of the row's largest value; 0 if there is no number.
+template <typename Value>
+__device__ int64_t best_id(const MassRow<Value>& row, SelectShared& s) {
+  if (threadIdx.x == 0) s.best_id = 0x7fffffff;
+  __syncthreads();
+  for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads) {
+    const float most = row.p(row.groups[g]);
+    if (!(row.best > 0.f ? most * 1.00001f >= row.best : most == row.best)) continue;
+    const Group group(row.rows, row.row, g);
+    group.each([&](float x, int v, int i) {
+      if (row.p(x) == row.best) atomicMin(&s.best_id, static_cast<int>(pack_start(g, v)) + i);
+    });
+  }
+  __syncthreads();
+  return s.best_id == 0x7fffffff ? 0 : s.best_id;
+}
+
+// Adds the kept weights of buckets of 2^shift adjacent ids: one atomic for the 128 entries that a
+// warp reads together.
+template <typename Value>
+__device__ void bucket_row(const MassRow<Value>& row, float cut, int shift, SelectShared& s) {
+  for (int64_t first = threadIdx.x / kWarp * kWarp; first < row.num_groups;
+       first += kSelectThreads) {
+    const int64_t g = first + threadIdx.x % kWarp;
+    const bool live = row.live(g, cut);
+    if (!__any_sync(0xffffffffu, live)) continue;
+    for (int v = 0; v < kGroupPacks; ++v) {
+      uint64_t mass = 0;
+      if (live) {
+        const Vec<float, 4> pack = row.rows.load(row.row, pack_start(g, v));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) mass += row.p(pack[i]) >= cut ? weight(row.p(pack[i])) : 0;
+      }
+#pragma unroll
+      for (int d = kWarp / 2; d > 0; d /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, d);
+      const int64_t bucket = pack_start(first, v) >> shift;
+      if (mass != 0 && threadIdx.x % kWarp == 0) add_wide(&s.low[bucket], &s.high[bucket], mass);
+    }
+  }
+}
+
+// The first id, in id order, at which the running weight of the entries >= cut passes
+// floor(bits / 2^64 * their total); the argmax if they weigh nothing.
+template <typename Value>
+__device__ int64_t draw(const Entries<Value>& entries, float cut, uint64_t bits) {
+  SelectShared& s = entries.shared;
+  const MassRow<Value>& row = entries.row;
+  int shift = 7;
+  while ((row.rows.width - 1) >> shift >= kSelectThreads) ++shift;
+  s.low[threadIdx.x] = s.high[threadIdx.x] = 0;
+  __syncthreads();
+  if (entries.held)
+    entries.each([&](float p, int id) {
+      if (p >= cut) add_wide(&s.low[id >> shift], &s.high[id >> shift], weight(p));
+    });
+  else
+    bucket_row(row, cut, shift, s);
+  __syncthreads();
+  const uint64_t own = wide(s.low[threadIdx.x], s.high[threadIdx.x]);
+  uint64_t total;
+  uint64_t running = block_scan(own, s.sums, &total);
+  if (total == 0) return best_id(row, s);
+  const uint64_t target = scale_bits(bits, total);
+  if (running > target && running - own <= target)
+    s.found = threadIdx.x, s.found_mass = running - own;
+  __syncthreads();
+  uint64_t before = s.found_mass;
+  for (int64_t at = static_cast<int64_t>(s.found) << shift;; at += kSelectThreads) {
+    const int64_t id = at + threadIdx.x;
+    const bool inside = threadIdx.x >> shift == 0 && id < row.rows.width;
+    const float p = inside ? row.p(row.rows.data[row.row * row.rows.step + id]) : 0.f;
+    const uint64_t w = p >= cut ? weight(p) : 0;
+    __syncthreads();
+    running = block_scan(w, s.sums, &total) + before;
+    if (w != 0 && running > target && running - w <= target) s.best_id = static_cast<int>(id);
+    before += total;
+    __syncthreads();
+    if (before > target) return s.best_id;
+  }
+}
+
+}  // namespace fd

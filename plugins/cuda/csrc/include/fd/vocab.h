@@ -1,0 +1,64 @@
+// Host side of the ops over rows as long as a vocabulary.
+#pragma once
+#include "fd/vocab_parts.cuh"
+#include "fd/workspace.h"
+
+namespace fd {
+
+// Rows of at least one entry, at most 2^31 - 2^16.
+inline void check_vocab(const char* op, const char* arg, const Tensor& rows) {
+  Check{op, arg, rows}.rank(2).inner_contiguous();
+  if (rows.size(0) > 0 && rows.size(1) == 0)
+    fail("ValueError", op, ".", arg, ": want at least one column, have ", shape_text(rows));
+  if (rows.size(1) > (int64_t{1} << 31) - (1 << 16))
+    fail("ValueError", op, ".", arg, ": want at most 2^31 - 2^16 columns, have ", shape_text(rows));
+}
+
+// One value per row, [n].
+template <typename T>
+T* per_row(const char* op, const char* arg, const Tensor& t, int64_t n, const char* dtype) {
+  Check{op, arg, t}.rank(1).dim(0, n).dtype<T>(dtype).contiguous();
+  return t.data<T>();
+}
+
+// One value per row, [n] or [n, 1].
+template <typename T>
+T* per_slot(const char* op, const char* arg, const Tensor& t, int64_t n, const char* dtype) {
+  Check{op, arg, t}.slots(n).dtype<T>(dtype).contiguous();
+  return t.data<T>();
+}
+
+inline bool rows_aligned(const Tensor& t, size_t item) {
+  return aligned16(t.data<char>()) && (t.size(0) < 2 || t.stride(0) * item % 16 == 0);
+}
+
+inline VocabRows vocab_rows(const Tensor& t) {
+  return {t.data<float>(), t.stride(0), t.size(1), rows_aligned(t, sizeof(float))};
+}
+
+inline dim3 vocab_grid(const Tensor& t) {
+  return dim3(static_cast<unsigned>(t.size(0) * segments_of(t.size(1))));
+}
+
+// Memory for `parts` and, unless told otherwise, `groups`; `extra` bytes more for the op itself.
+inline PartsJob parts_job(const Launch& on, const Tensor& t, bool groups = true,
+                          int64_t extra = 0) {
+  const int64_t parts = t.size(0) * segments_of(t.size(1));
+  const int64_t head = parts * int64_t{sizeof(RowPart)};
+  const int64_t middle = groups ? parts * kSegmentThreads * int64_t{sizeof(float)} : 0;
+  char* memory = static_cast<char*>(
+      workspace(on, Scratch::kVocabParts, static_cast<size_t>(head + middle + extra)));
+  return {vocab_rows(t),
+          nullptr,
+          nullptr,
+          reinterpret_cast<RowPart*>(memory),
+          groups ? reinterpret_cast<float*>(memory + head) : nullptr,
+          memory + head + middle};
+}
+
+template <bool Softmax>
+void run_parts(const Launch& on, const Tensor& t, const PartsJob& job) {
+  run_overlapped(on, vocab_parts<Softmax>, vocab_grid(t), dim3(kSegmentThreads), 0, job);
+}
+
+}  // namespace fd
