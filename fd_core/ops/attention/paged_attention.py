@@ -14,8 +14,10 @@ from fd_core.ops.schema import Array, Case, In, OptIn, Out, Tolerance, op
 TOLERANCE = Tolerance(
     "logits are float32 sums of dim products of order one (error about 1e-6 at dim 128), which the "
     "exponential passes on as relative error; weighted means add a few ulp; inputs widen exactly; one "
-    "rounding at the end, so one ulp of the output type (2^-8 for bfloat16, 2^-11 for float16) beside it",
-    {"float32": (3e-5, 1e-5), "bfloat16": (2**-7, 2e-5), "float16": (2**-10, 2e-5)},
+    "rounding at the end, so one ulp of the output type (2^-8 for bfloat16, 2^-11 for float16). Products "
+    "of 16-bit types take 16-bit weights: each is off by half an ulp at most (2^-9, 2^-12), and so the "
+    "mean by that times the mean of |value|, below two where every key counts and one where many do",
+    {"float32": (3e-5, 1e-5), "bfloat16": (2**-7, 2**-8), "float16": (2**-10, 2**-11)},
 )
 
 
@@ -158,7 +160,8 @@ def paged_attention(
     Query i of n sits at position seq_lens - n + i and sees the keys up to its own; `window` > 0: only
     that many of them, its own included. `soft_cap` > 0: logits become cap * tanh(logits / cap). sinks
     [heads] float32: one more logit per head that takes weight and gives no value. Arithmetic in
-    float32, one rounding at the end. A row's result does not depend on the rows beside it.
+    float32; weights may be rounded to the values' type before they meet; one rounding at the end. A
+    row's result does not depend on what the rows beside it hold.
 
     Nothing is read from blocks and slots that no query sees. A sequence without queries is skipped,
     its length and table row are not looked at. ValueError for seq_lens below the number of queries or

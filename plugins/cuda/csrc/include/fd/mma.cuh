@@ -112,4 +112,19 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4], uint
 #endif
 }
 
+// Two elements in one register, `low` in the lower half.
+template <typename T>
+__device__ __forceinline__ uint32_t pack2(float low, float high) {
+  Vec<T, 2> pair{{from_float<T>(low), from_float<T>(high)}};
+  return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+// An 8 x 8 matrix of 16-bit elements spread over a warp, two of row lane / 4 in each lane, transposed.
+__device__ __forceinline__ uint32_t transposed(uint32_t x) {
+#if FD_SM80
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(x));
+#endif
+  return x;
+}
+
 }  // namespace fd
