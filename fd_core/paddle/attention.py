@@ -44,12 +44,10 @@ class ForwardMeta:
 
     def _batch(self) -> AttentionBatch:
         tokens, sequences = int(self.slot_mapping.shape[0]), int(self.seq_lens.shape[0])
-        lists: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("cu_seqlens_q", "seq_lens", "block_table", "slot_mapping")
-        }
-        limits = {"max_query_len": self.max_query_len, "max_seq_len": self.max_seq_len}
-        return AttentionBatch(num_tokens=tokens, num_seqs=sequences, **limits, **lists)
+        return AttentionBatch(
+            tokens, sequences, self.cu_seqlens_q, self.seq_lens, self.block_table, self.slot_mapping,
+            self.max_query_len, self.max_seq_len,
+        )  # fmt: skip
 
 
 class Attention(paddle.nn.Layer):  # type: ignore[misc]
