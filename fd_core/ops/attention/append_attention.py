@@ -11,6 +11,7 @@ import numpy as np
 from fd_core.api.dtype import FLOATS
 from fd_core.api.tensor import TensorSpec
 from fd_core.ops.attention.paged_attention import paged_attention
+from fd_core.ops.checks import DataError
 from fd_core.ops.schema import Array, Case, In, InOut, OptIn, Out, Tolerance, op
 
 TOLERANCE = Tolerance(
@@ -155,12 +156,12 @@ def _prepare(
 def _check(queries: Array, past: Array, cu: Array, tokens: int, table: Array | None) -> None:
     for s, (begin, end) in enumerate(pairwise(cu)):
         if end - begin != queries[s] or queries[s] < 0 or end > tokens:
-            raise ValueError(
+            raise DataError(
                 f"append_attention.cu_seqlens_q: sequence {s}: want {begin} + {queries[s]} within the "
                 f"{tokens} tokens, have {end}"
             )
         if queries[s] and table is not None and past[s] + queries[s] > table.shape[2]:
-            raise ValueError(
+            raise DataError(
                 f"append_attention.rotary_embs: sequence {s}: want {past[s] + queries[s]} positions, "
                 f"have {table.shape[2]}"
             )
@@ -172,7 +173,7 @@ def _check_blocks(queries: Array, past: Array, tables: Array, blocks: int, size:
         for block in range(first // size, -(-int(past[s] + n) // size) if n else 0):
             have = tables[s, block] if block < tables.shape[1] else None
             if have is None or not 0 <= have < blocks:
-                raise ValueError(
+                raise DataError(
                     f"append_attention.block_tables: sequence {s}, block {block}: "
                     f"want an id in [0, {blocks}), have {have}"
                 )

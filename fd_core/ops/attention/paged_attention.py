@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.dtype import FLOATS
+from fd_core.ops.checks import DataError
 from fd_core.ops.schema import Array, Case, In, OptIn, Out, Tolerance, op
 
 TOLERANCE = Tolerance(
@@ -99,12 +100,12 @@ CASES = [
 def _check(cu: Array, seq_lens: Array, table: Array, blocks: int, block_size: int, window: int) -> None:
     for s, n in enumerate(np.diff(cu)):
         if n and seq_lens[s] < n:
-            raise ValueError(f"paged_attention.seq_lens: sequence {s}: want >= {n}, have {seq_lens[s]}")
+            raise DataError(f"paged_attention.seq_lens: sequence {s}: want >= {n}, have {seq_lens[s]}")
         first = max(0, int(seq_lens[s]) - int(n) + 1 - window) if window else 0
         for block in range(first // block_size, -(-int(seq_lens[s]) // block_size) if n else 0):
             have = table[s, block] if block < table.shape[1] else None
             if have is None or not 0 <= have < blocks:
-                raise ValueError(
+                raise DataError(
                     f"paged_attention.block_table: sequence {s}, block {block}: "
                     f"want an id in [0, {blocks}), have {have}"
                 )

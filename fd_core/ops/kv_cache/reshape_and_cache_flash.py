@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.dtype import FLOATS, float32
+from fd_core.ops.checks import DataError
 from fd_core.ops.schema import Array, Case, In, InOut, OptInOut, Tolerance, op
 
 TOLERANCE = Tolerance(
@@ -105,6 +106,6 @@ def reshape_and_cache_flash(
     slots = key_cache.shape[0] * key_cache.shape[1]
     if slot_mapping.size and slot_mapping.max() >= slots:
         have = slot_mapping.max()
-        raise ValueError(f"reshape_and_cache_flash.slot_mapping: want slots below {slots}, have {have}")
+        raise DataError(f"reshape_and_cache_flash.slot_mapping: want slots below {slots}, have {have}")
     _write(key, key_cache, slot_mapping, k_scale, kv_cache_dtype)
     _write(value, value_cache, slot_mapping, v_scale, kv_cache_dtype)

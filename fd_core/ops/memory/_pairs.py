@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fd_core.ops.checks import check, check_range
+from fd_core.ops.checks import check, check_data, check_range
 from fd_core.ops.schema import Array
 
 
@@ -17,4 +17,4 @@ def check_pairs(op: str, src: Array, src_blocks: int, dst: Array, dst_blocks: in
     again = np.setdiff1d(np.arange(dst.size), first)
     if again.size:
         at = int(again[0])
-        check(False, op, "dst_block_ids", "each block once", f"{dst[at]} again at position {at}")
+        check_data(False, op, "dst_block_ids", "each block once", f"{dst[at]} again at position {at}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.dtype import DType, bfloat16, float32, int64, uint8
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check, check_data
 from fd_core.ops.memory._pairs import check_pairs
 from fd_core.ops.schema import EXACT, Case, In, InOut, op
 
@@ -54,6 +54,6 @@ def copy_blocks(cache: InOut, src_block_ids: In, dst_block_ids: In, block_dim: i
     check_pairs("copy_blocks", src_block_ids, blocks, dst_block_ids, blocks)
     chained = np.intersect1d(src_block_ids, dst_block_ids)
     want = "no block that is also a destination"
-    check(chained.size == 0, "copy_blocks", "src_block_ids", want, chained.tolist())
+    check_data(chained.size == 0, "copy_blocks", "src_block_ids", want, chained.tolist())
     view = np.moveaxis(cache, block_dim, 0)
     view[dst_block_ids] = view[src_block_ids]

@@ -8,6 +8,7 @@ import numpy as np
 
 from fd_core.api.dtype import FLOATS
 from fd_core.api.tensor import TensorSpec
+from fd_core.ops.checks import DataError
 from fd_core.ops.schema import Case, In, OptIn, Out, Tolerance, op
 
 TOLERANCE = Tolerance(
@@ -77,7 +78,7 @@ def moe_expert_reduce(
     tokens, k = top_k_indices.shape
     rows = permute_indices_per_token.T
     if rows.size and not (rows.min() >= -1 and rows.max() < tokens * k):
-        raise ValueError(f"moe_expert_reduce.permute_indices_per_token: want -1 .. {tokens * k - 1}")
+        raise DataError(f"moe_expert_reduce.permute_indices_per_token: want -1 .. {tokens * k - 1}")
     total = np.zeros(out.shape, np.float32)
     for j in range(k):
         term = ffn_out[np.maximum(rows[:, j], 0)].astype(np.float32) if tokens else total

@@ -8,6 +8,7 @@ import numpy as np
 
 from fd_core.api.dtype import int32, int64
 from fd_core.api.tensor import TensorSpec
+from fd_core.ops.checks import DataError
 from fd_core.ops.schema import EXACT, Case, In, Out, op
 
 
@@ -72,7 +73,7 @@ def tritonmoe_preprocess(
     flat, block = topk_ids.reshape(-1), GEMM_BLOCK_SIZE_M
     _check_sizes(num_experts, block)
     if flat.size and not (flat.min() >= -1 and flat.max() < num_experts):
-        raise ValueError(f"tritonmoe_preprocess.topk_ids: want -1 .. {num_experts - 1}")
+        raise DataError(f"tritonmoe_preprocess.topk_ids: want -1 .. {num_experts - 1}")
     sorted_ids[...] = flat.size
     experts_ids[...] = -1
     at = 0

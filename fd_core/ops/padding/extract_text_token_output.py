@@ -8,7 +8,7 @@ import numpy as np
 
 from fd_core.api.dtype import float32
 from fd_core.api.tensor import TensorSpec
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check_data
 from fd_core.ops.schema import EXACT, Case, In, Out, op
 
 
@@ -61,7 +61,7 @@ def extract_text_token_output(
         image[max_seq_len_index.item()] = True
     read = ~image & (this != 0)
     inside = bool(((ends[read] >= 1) & (ends[read] <= tokens)).all())
-    check(inside, "extract_text_token_output", "cu_seqlens_q", f"ends in [1, {tokens}]", ends.tolist())
+    check_data(inside, "extract_text_token_output", "cu_seqlens_q", f"ends in [1, {tokens}]", ends.tolist())
     out[...] = 1.0
     out[image] = 0.0
     out[read] = hidden_states[ends[read] - 1]

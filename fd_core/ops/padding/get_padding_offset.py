@@ -8,7 +8,7 @@ import numpy as np
 
 from fd_core.api.dtype import int32, int64
 from fd_core.api.tensor import TensorSpec
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check, check_data
 from fd_core.ops.schema import EXACT, Array, Case, In, OptIn, Out, op
 
 #: Token id of the positions that no slot fills.
@@ -58,7 +58,7 @@ def _slot_ids(
         if draft_tokens is not None and encoder is not None and encoder[b] <= 0:
             source = draft_tokens
         most = source.shape[1]
-        check(0 <= n <= most, name, "seq_len", f"0 to {most} ids in slot {b}", n)
+        check_data(0 <= n <= most, name, "seq_len", f"0 to {most} ids in slot {b}", n)
         found.append(source[b, :n])
     return found
 
@@ -96,7 +96,7 @@ def get_padding_offset(
     ids = _slot_ids(input_ids, lens, draft_tokens, encoder)
     total = int(lens.sum())
     fits = total <= cpu_token_num
-    check(fits, "get_padding_offset", "cpu_token_num", f"at least the {total} tokens", cpu_token_num)
+    check_data(fits, "get_padding_offset", "cpu_token_num", f"at least the {total} tokens", cpu_token_num)
     owner, ends_q, ends_k = (a.reshape(-1) for a in (batch_id_per_token, cu_seqlens_q, cu_seqlens_k))
     x_remove_padding[...], owner[...] = PADDING_ID, -1
     x_remove_padding[:total] = np.concatenate([*ids, np.empty(0, np.int64)])

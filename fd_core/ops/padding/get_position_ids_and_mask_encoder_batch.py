@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.dtype import int32, int64
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check_data
 from fd_core.ops.schema import EXACT, Case, In, InOut, op
 
 
@@ -47,7 +47,7 @@ def get_position_ids_and_mask_encoder_batch(
     )
     lens = np.where(encoder > 0, encoder, np.where(decoder > 0, this, 0))
     name, total, room = "get_position_ids_and_mask_encoder_batch", int(lens.sum()), position_ids.shape[0]
-    check(bool((lens >= 0).all() and (decoder >= 0).all()), name, "seq_lens", ">= 0", lens.tolist())
-    check(total <= room, name, "position_ids", f"room for {total} tokens", room)
+    check_data(bool((lens >= 0).all() and (decoder >= 0).all()), name, "seq_lens", ">= 0", lens.tolist())
+    check_data(total <= room, name, "position_ids", f"room for {total} tokens", room)
     parts = [np.arange(n) + first for n, first in zip(lens, decoder, strict=True)]
     position_ids[:total] = np.concatenate([*parts, np.empty(0, np.int64)])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.dtype import FLOATS
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check_data
 from fd_core.ops.schema import EXACT, Case, In, InOut, op
 
 
@@ -60,9 +60,9 @@ def merge_prefill_decode_output(
     slots = np.flatnonzero((encoder == 0) & (decoder > 0))
     for b in slots:
         within = 0 <= this[b] <= max_token
-        check(within, name, "max_token", f"at least {this[b]} for slot {b}", max_token)
+        check_data(within, name, "max_token", f"at least {this[b]} for slot {b}", max_token)
         inside = 0 <= starts[b] <= tokens - this[b]
-        check(inside, name, "cu_seq_q", f"rows in [0, {tokens})", f"{starts[b]} + {this[b]}")
+        check_data(inside, name, "cu_seq_q", f"rows in [0, {tokens})", f"{starts[b]} + {this[b]}")
     for b in slots:
         rows = slice(starts[b], starts[b] + this[b])
         encoder_res[rows] = decoder_res[rows]

@@ -8,7 +8,7 @@ import numpy as np
 
 from fd_core.api.dtype import FLOATS
 from fd_core.api.tensor import TensorSpec
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check, check_data
 from fd_core.ops.schema import EXACT, Array, Case, In, OptIn, OptInOut, Out, op
 
 NAME = "rebuild_padding"
@@ -66,7 +66,7 @@ def _first_rows(
         o = r + int(offsets[r])
         b = o // max_input_length
         inside = 0 <= b < len(encoder)
-        check(inside, NAME, "output_padding_offset", f"slots in [0, {len(encoder)})", f"{b} at {r}")
+        check_data(inside, NAME, "output_padding_offset", f"slots in [0, {len(encoder)})", f"{b} at {r}")
         found.append((b, o - (b * max_input_length - int(ends[b]))))
     return found
 
@@ -105,14 +105,14 @@ def rebuild_padding(
     )
     tokens = tmp_out.shape[0]
     firsts = _first_rows(cu_seqlens_q, encoder, tokens, output_padding_offset, max_input_length)
-    check(len(firsts) == num_rows, NAME, "num_rows", len(firsts), num_rows)
+    check_data(len(firsts) == num_rows, NAME, "num_rows", len(firsts), num_rows)
     logprob = enable_logprob and output_padding_offset is not None
     given = not logprob or first_token_out is not None
     check(given, NAME, "first_token_out", "it with enable_logprob", None)
     active = (this != 0) & ((decoder != 0) | (encoder != 0))
     picks = [(r, b, at + max(int(encoder[b]) - 1, 0)) for r, (b, at) in enumerate(firsts) if active[b]]
     for _, b, src in picks:
-        check(0 <= src < tokens, NAME, "cu_seqlens_q", f"rows in [0, {tokens})", f"{src} for slot {b}")
+        check_data(0 <= src < tokens, NAME, "cu_seqlens_q", f"rows in [0, {tokens})", f"{src} for slot {b}")
     out[...] = 0
     for r, b, src in picks:
         out[r] = tmp_out[src]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.dtype import int64
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check_data
 from fd_core.ops.schema import EXACT, Case, In, InOut, op
 
 
@@ -55,7 +55,7 @@ def set_value_by_flags_and_idx(
     columns = np.maximum(encoder - 1, 0)
     history, width = pre_ids_all.shape[1], input_ids.shape[1]
     for b in slots:
-        check(steps[b] < history, name, "step_idx", f"< {history}", f"{steps[b]} in slot {b}")
+        check_data(steps[b] < history, name, "step_idx", f"< {history}", f"{steps[b]} in slot {b}")
         fits = columns[b] < width
-        check(fits, name, "seq_lens_encoder", f"at most {width}", f"{encoder[b]} in slot {b}")
+        check_data(fits, name, "seq_lens_encoder", f"at most {width}", f"{encoder[b]} in slot {b}")
     pre_ids_all[slots, steps[slots]] = input_ids[slots, columns[slots]]

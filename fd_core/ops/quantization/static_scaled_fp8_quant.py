@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api import dtype as dt
-from fd_core.ops.checks import check
+from fd_core.ops.checks import check, check_data
 from fd_core.ops.quantization._float8 import E4M3, e4m3, inverse
 from fd_core.ops.schema import EXACT, Case, In, InOut, op
 
@@ -38,6 +38,6 @@ def static_scaled_fp8_quant(out: InOut, input: In, scale: In) -> None:
     """
     check(scale.size == 1, "static_scaled_fp8_quant", "scale", "one element", list(scale.shape))
     value = scale.reshape(-1)[0]
-    check(bool(value > 0), "static_scaled_fp8_quant", "scale", "a number above 0", value)
+    check_data(bool(value > 0), "static_scaled_fp8_quant", "scale", "a number above 0", value)
     with np.errstate(over="ignore", invalid="ignore"):
         out[...] = e4m3(input.astype(np.float32) * inverse(value))
