@@ -10,14 +10,6 @@ Array = np.ndarray[Any, Any]
 
 
 class DataError(ValueError):
-    """What a tensor holds is wrong: an id out of range, lengths that do not fit.
-
-    Kernels of a device whose calls return before they run (feature `asynchronous`) need not raise it:
-    they follow no index that leaves its tensor, and what such an index stands for is undefined.
-    """
-
-
-class DataError(ValueError):
     """What a tensor holds is wrong, not its shape or type. A device that works asynchronously launches
     before anybody could look: there kernels skip what they cannot follow, and touch nothing else."""
 
@@ -41,11 +33,5 @@ def check(condition: bool, op: str, argument: str, want: object, have: object) -
 
 def check_data(condition: bool, op: str, argument: str, want: object, have: object) -> None:
     """As `check`, of what a tensor holds: DataError."""
-    if not condition:
-        raise DataError(f"{op}.{argument}: want {want}, have {have}")
-
-
-def check_data(condition: bool, op: str, argument: str, want: object, have: object) -> None:
-    """`check` of what a tensor holds: DataError."""
     if not condition:
         raise DataError(f"{op}.{argument}: want {want}, have {have}")
