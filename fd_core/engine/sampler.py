@@ -79,6 +79,7 @@ class Sampler:
         widest = sum(aligned(max_num_seqs * kind.itemsize) for _, kind in _DRAW)
         self._draws = Pack(self.transit, widest)
         self._rows: list[RowState] = []  # whose draw parameters are staged
+        self._fused = _has_fused_draw(ops)
         self._no_ids = platform.from_host(np.empty((1, 0), np.int64))
         self._zero = platform.from_host(np.zeros((1, 1), np.int64))
         self._one = platform.from_host(np.ones((1, 1), np.float32))
@@ -170,7 +171,7 @@ class Sampler:
         """Logits of the scored rows as they are now; copied unless nothing will change them."""
         if not scored:
             return None
-        edited = drawing or any(rows[i].needs.edits_logits for i in scored)
+        edited = (drawing and not self._fused) or any(rows[i].needs.edits_logits for i in scored)
         if not edited and len(scored) == len(rows):
             return logits
         raw = self.scratch.get("raw", (len(scored), self.vocab_size), dt.float32)
@@ -241,9 +242,18 @@ class Sampler:
             self._rows = list(rows)
         host["position"][:] = [row.position for row in rows]
         self._draws.send(pack)
+        draw = (get["top_k"], get["top_p"], get["min_p"], get["seed"], get["position"], out)
+        if self._fused:
+            self.ops.sample_from_logits(logits, get["temperature"], *draw)
+            return
         self.ops.temperature_softmax(logits, get["temperature"], logits)
-        filters = (get["top_k"], get["top_p"], get["min_p"])
-        self.ops.sample_top_k_top_p(logits, *filters, get["seed"], get["position"], out)
+        self.ops.sample_top_k_top_p(logits, *draw)
+
+
+def _has_fused_draw(ops: Dispatch) -> bool:
+    """Whether one op draws as well as two: the same tokens from kernels of the same maker."""
+    fused, plain = (ops.table.get(name) for name in ("sample_from_logits", "sample_top_k_top_p"))
+    return fused is not None and (plain is None or fused.kernel.provider == plain.kernel.provider)
 
 
 def _entries(scores: Scores) -> list[TokenLogprobs]:

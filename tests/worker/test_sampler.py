@@ -237,6 +237,18 @@ def test_batches_do_not_change_tokens(sampler: Sampler) -> None:
     ]
 
 
+def test_one_op_draws_what_two_ops_draw(sampler: Sampler) -> None:
+    if not sampler._fused:
+        pytest.skip("no fused draw by the maker of the others")
+    logits = random_logits(30, 6)
+    rows = [row(temperature=0.3 * i, top_k=i % 7, top_p=1 - i / 60, logprobs=2) for i in range(30)]
+    fused = run(sampler, logits, rows)
+    assert "sample_top_k_top_p" not in called(sampler, logits, rows)
+    sampler._fused = False
+    assert run(sampler, logits, rows) == fused
+    assert "sample_from_logits" not in called(sampler, logits, rows)
+
+
 def test_seed_and_position_key_the_draw(sampler: Sampler) -> None:
     flat = np.zeros((1, VOCAB), np.float32)
 
