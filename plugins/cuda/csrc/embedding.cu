@@ -1,26 +1,8 @@
 #include "fd/ids.cuh"
-#include "fd/norm.cuh"
+#include "fd/pack.cuh"
 #include "fd/rowwise.cuh"
 
 namespace fd {
-
-// N elements converted; equal types keep their bits.
-template <typename W, typename T, int N>
-struct EmbeddingPart {
-  __device__ __forceinline__ static Vec<T, N> of(const W* from) {
-    const Floats<N, W> wide(from);
-    Vec<T, N> v;
-#pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = from_float<T>(wide[i]);
-    return v;
-  }
-};
-template <typename T, int N>
-struct EmbeddingPart<T, T, N> {
-  __device__ __forceinline__ static Vec<T, N> of(const T* from) {
-    return *reinterpret_cast<const Vec<T, N>*>(from);
-  }
-};
 
 // N elements a thread. An id outside the table writes nothing.
 template <typename W, typename T, int N>
@@ -32,7 +14,7 @@ __global__ void embedding_rows(Ids ids, const W* table, int64_t table_step, int6
   const int64_t id = ids[row];
   if (at >= width || id < 0 || id >= vocabulary) return;
   *reinterpret_cast<Vec<T, N>*>(out + row * out_step + at) =
-      EmbeddingPart<W, T, N>::of(table + id * table_step + at);
+      Converted<W, T, N>::of(table + id * table_step + at);
 }
 
 }  // namespace fd

@@ -16,22 +16,6 @@ __device__ __forceinline__ void each_pack(int64_t width, F&& f) {
   }
 }
 
-// N weights from an address aligned to 16 bytes, as floats.
-template <int N, typename W>
-struct Floats {
-  float at[N];
-  __device__ __forceinline__ explicit Floats(const W* p) {
-    constexpr int M = N < kPack<W> ? N : kPack<W>;
-#pragma unroll
-    for (int j = 0; j < N; j += M) {
-      const Vec<W, M> v = *reinterpret_cast<const Vec<W, M>*>(p + j);
-#pragma unroll
-      for (int i = 0; i < M; ++i) at[j + i] = to_float(v[i]);
-    }
-  }
-  __device__ __forceinline__ float operator[](int i) const { return at[i]; }
-};
-
 template <typename T>
 __device__ __forceinline__ float sum_squares(const Pack<T>& v) {
   float sum = 0.f;

@@ -1,6 +1,7 @@
 // Host side of the norms: argument checks, and how a row is spread over a block.
 #pragma once
 #include "fd/cuda.h"
+#include "fd/reduce.cuh"
 
 namespace fd {
 
