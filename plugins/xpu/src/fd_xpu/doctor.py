@@ -18,8 +18,8 @@ def checks(device: DeviceInfo) -> list[tuple[str, Verdict]]:
 def hardware(device: DeviceInfo) -> Verdict:
     if "stand_in" not in device.features:
         return YES
-    fix = "unset FD_XPU_PLACE on a machine with an XPU"
-    return Verdict.no(ReasonCode.POLICY, "device", "a Kunlun XPU", f"{device.name}", fix)
+    fix = "on a machine with the device: unset FD_XPU_PLACE"
+    return Verdict.no(ReasonCode.POLICY, "device", "hardware", device.name, fix)
 
 
 def is_fused(name: str, device: DeviceInfo) -> Verdict:

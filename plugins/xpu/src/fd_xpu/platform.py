@@ -45,13 +45,18 @@ class PaddlePlatform(Platform):
 
     def describe(self, index: int) -> DeviceInfo:
         """Facts of the opened device; Paddle is imported. Default: what Paddle tells of the place."""
+        if self.on_host:
+            return stand_in(self.name, self.device_type)
         props = memory.paddle().device.get_device_properties(self.place)
         info = DeviceInfo(self.device, str(props.name), self.place_type, 0, int(props.total_memory))
         return replace(info, units=int(props.multi_processor_count))
 
     def memory(self) -> MemoryInfo:
         """Bytes of the device; the default knows what Paddle itself has allocated."""
-        total, used = self.describe(self.device.index).memory, self._allocated()
+        if self.on_host:
+            return host_memory()
+        total = self.describe(self.device.index).memory
+        used = int(memory.paddle().device.memory_allocated(self.place))
         return MemoryInfo(total, used, max(0, total - used))
 
     # -- Platform ------------------------------------------------------------------------------------------
@@ -116,9 +121,6 @@ class PaddlePlatform(Platform):
             fix = "see the driver's log (dmesg), and start the process anew"
             raise DeviceError(f"{self.device}: want its work done, have {error}; fix: {fix}") from error
 
-    def _allocated(self) -> int:
-        return int(memory.paddle().device.memory_allocated(self.place))
-
 
 def check_views(platform: PaddlePlatform) -> None:
     """DeviceError unless a write through a view arrives in the block, at the byte that was meant."""
@@ -177,14 +179,14 @@ class XPUPlatform(PaddlePlatform):
 
     def describe(self, index: int) -> DeviceInfo:
         if self.on_host:
-            return stand_in()
+            return super().describe(index)
         info = devices(gather(), self.device_type)[index]
         return replace(info, memory=self.memory().total)
 
     def memory(self) -> MemoryInfo:
-        """The runtime's own count, other processes included; the host's for the stand-in."""
+        """The runtime's own count, other processes included."""
         if self.on_host:
-            return host_memory()
+            return super().memory()
         xpu, index = memory.paddle().device.xpu, self.device.index
         total, used = int(xpu.memory_total(index)), int(xpu.memory_used(index))
         return MemoryInfo(total, used, total - used)
@@ -193,28 +195,29 @@ class XPUPlatform(PaddlePlatform):
 STAND_IN = "stand_in_cpu"
 
 
-def stand_in() -> DeviceInfo:
-    """Paddle's CPU place in the device's place, named as such wherever a device is named."""
+def stand_in(name: str, device_type: str) -> DeviceInfo:
+    """Paddle's CPU place in the place of device `name`, called so wherever a device is named."""
     return DeviceInfo(
-        device=Device("xpu", 0, HOST.code),
-        name="Paddle's CPU place standing in for a Kunlun XPU (FD_XPU_PLACE=cpu)",
+        device=Device(device_type, 0, HOST.code),
+        name=f"Paddle's CPU place standing in for {name}",
         arch=STAND_IN,
         arch_rank=0,
         memory=host_memory().total,
         features=frozenset({"host_memory", PADDLE_TENSORS, "stand_in"}),
         activation_dtype=dt.float32,
-        extra=MappingProxyType({"stand_in": "no XPU is used: speed and device faults say nothing of one"}),
+        extra=MappingProxyType({"stand_in": f"no {name} is used: speed and faults say nothing of one"}),
     )
 
 
 def probe_stand_in() -> ProbeReport:
     verdict = judge_paddle(find_paddle(), "pip install paddlepaddle, or unset FD_XPU_PLACE")
-    return ProbeReport((stand_in(),)) if verdict.ok else ProbeReport(verdict=verdict)
+    info = stand_in(XPUPlatform.name, XPUPlatform.device_type)
+    return ProbeReport((info,)) if verdict.ok else ProbeReport(verdict=verdict)
 
 
 def simulated_devices() -> list[tuple[str, DeviceInfo]]:
     """Every generation, with the fused operators that Paddle's sources list for it; and the stand-in."""
-    return [("xpu", _typical(chip)) for chip in LADDER] + [("xpu", stand_in())]
+    return [("xpu", _typical(chip)) for chip in LADDER] + [("xpu", stand_in("xpu", "xpu"))]
 
 
 def _typical(chip: Chip) -> DeviceInfo:
