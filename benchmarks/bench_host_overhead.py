@@ -1,7 +1,7 @@
 """Host time of a decode step: the whole engine on a device whose work costs nothing.
 
     python benchmarks/bench_host_overhead.py [--batches 1,64] [--steps 400] [--context 512]
-                                             [--label TEXT] [--out benchmarks/results/host-overhead-NAME.json]
+                                             [--label TEXT] [--out FILE]
 
 Every kernel is an empty function, a captured decode step replays nothing, memory is apart from the
 host's, so what is left is the engine's own work: scheduling, step inputs, copies of step inputs, one
