@@ -16,6 +16,7 @@ from fd_core.api.ffi import tvm_ffi
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.environ import Variable, registry
 from fd_cuda.arch import LADDER
+from fd_cuda.cublas import library_files
 from fd_cuda.table import read_table, table_file
 from fd_cuda.variables import VARIABLES
 
@@ -46,7 +47,11 @@ def modules() -> tuple[Any, ...]:
     problem = verdict()
     if not problem.ok:
         raise RuntimeError(str(problem))
-    return tuple(tvm_ffi().load_module(str(path)) for path in overrides() or [FILE])
+    loaded = tuple(tvm_ffi().load_module(str(path)) for path in overrides() or [FILE])
+    for module in loaded:
+        if module.implements_function("linear_library_files"):
+            module.get_function("linear_library_files")(":".join(map(str, library_files())))
+    return loaded
 
 
 @cache

@@ -16,7 +16,7 @@ enum class Scratch {
   kAttentionPartials,
   kAttentionCounters,
   kAppendQueries,
-  kLinear,
+  kLinear, kLinearStrip,
   kVocabParts,
   kArgmaxSlots,
   kCount

@@ -1,0 +1,113 @@
+// Host side of the linear layers: what they check alike, and the launch of skinny.cuh.
+#pragma once
+#include <atomic>
+
+#include "fd/cuda.h"
+#include "fd/skinny.cuh"
+
+namespace fd {
+
+inline int kind_of(const Tensor& t) {
+  return is<float>(t) ? kFloat32 : is<bf16>(t) ? kBfloat16 : kFloat16;
+}
+
+// Checks x [M, K], bias [N] and out [M, N]; where the results go.
+inline LinearSink linear_sink(const char* op, Tensor x, OptTensor bias, Tensor out) {
+  Check{op, "x", x}.rank(2).inner_contiguous();
+  Check{op, "out", out}.rank(2).dim(0, x.size(0)).inner_contiguous();
+  dispatch_float(op, "x", x, [](auto) {});
+  dispatch_float(op, "out", out, [](auto) {});
+  LinearSink sink{out.data<void>(), nullptr, out.stride(0), kind_of(out), kFloat32};
+  if (bias) {
+    Check{op, "bias", bias}.rank(1).dim(0, out.size(1)).contiguous();
+    dispatch_float(op, "bias", bias, [](auto) {});
+    sink.bias = bias.data<void>(), sink.bias_kind = kind_of(bias);
+  }
+  return sink;
+}
+
+// Whether every row of a matrix of 16-bit elements can be read in units of 16 bytes.
+inline bool in_units(const Tensor& t) {
+  return t.size(1) % 8 == 0 && t.stride(0) % 8 == 0 && aligned16(t.data<void>());
+}
+
+inline bool half_width(const Tensor& t) { return is<bf16>(t) || is<f16>(t); }
+
+// out = x W^T + bias over plain weights, by whatever serves best; arguments are checked
+// (linear.cu).
+void dense_linear(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Tensor out);
+
+// Whether tensor cores can multiply these as they lie.
+inline bool fits_tensor(const Launch& on, Tensor x, Tensor weight) {
+  return x.size(1) > 0 && half_width(x) && kind_of(x) == kind_of(weight) && in_units(x) &&
+         in_units(weight) && on.sm() >= 80;
+}
+
+inline unsigned blocks_of(int64_t n, int64_t each) {
+  return static_cast<unsigned>((n + each - 1) / each);
+}
+
+// Shared memory beyond 48 KiB for a kernel, asked for once per device.
+template <auto Kernel>
+void allow_shared_once(const Launch& on, size_t bytes) {
+  static std::atomic<uint64_t> asked{0};
+  const uint64_t bit = uint64_t{1} << (on.device % 64);
+  if (asked.load(std::memory_order_relaxed) & bit) return;
+  allow_shared(on, Kernel, bytes);
+  asked.fetch_or(bit);
+}
+
+// What launches ask of a device, asked once.
+struct DeviceLimits {
+  int processors, shared_of_block, shared_of_processor;
+};
+inline const DeviceLimits& device_limits(const Launch& on) {
+  static DeviceLimits known[64];
+  static std::atomic<uint64_t> asked{0};
+  DeviceLimits& limits = known[on.device % 64];
+  const uint64_t bit = uint64_t{1} << (on.device % 64);
+  if (!(asked.load(std::memory_order_acquire) & bit)) {
+    limits = {on.processors(), on.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+              on.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+    asked.fetch_or(bit, std::memory_order_release);
+  }
+  return limits;
+}
+
+// y = x W^T for few rows; `S` windows of weights under way in each warp, at most `per_sm` blocks on
+// a multiprocessor.
+template <typename Weights, typename T, int S>
+void skinny_launch_staged(const Launch& on, const Weights& weights, Tensor x,
+                          const LinearSink& sink, int per_sm) {
+  const DeviceLimits& limits = device_limits(on);
+  const int rows = static_cast<int>(x.size(0)), groups = (rows + kSkinnyRows - 1) / kSkinnyRows;
+  const SkinnyInput<T> input{x.data<T>(), x.stride(0), x.size(1), rows, groups};
+  const int crowded = std::min(limits.shared_of_processor / (per_sm + 1), limits.shared_of_block);
+  const int shared = std::max(skinny_shared<Weights>(S, std::min(rows, kSkinnyRows)), crowded);
+  allow_shared_once<linear_skinny<Weights, T, S>>(on, limits.shared_of_block);
+  const unsigned tiles = blocks_of(weights.columns, kSkinnyTile);
+  run_overlapped(on, linear_skinny<Weights, T, S>, dim3(tiles * static_cast<unsigned>(groups)),
+                 dim3(32 * kSkinnyWarps), shared, weights, input, sink);
+}
+
+constexpr int kSharedOfSystem = 1024;  // bytes of every block
+
+// Few blocks share the multiprocessors evenly: started early, they would crowd on those that are
+// free first. Two on one with deep rings read fastest; where those do not fit, three with flat
+// ones.
+template <typename Weights, typename T>
+void skinny_launch(const Launch& on, const Weights& weights, Tensor x, const LinearSink& sink) {
+  constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat;
+  const DeviceLimits& limits = device_limits(on);
+  const int64_t groups = blocks_of(x.size(0), kSkinnyRows), sms = limits.processors;
+  const int64_t tiles = blocks_of(weights.columns, kSkinnyTile) * groups;
+  const int per_sm = static_cast<int>(std::min<int64_t>((tiles + sms - 1) / sms, 3));
+  const int rows = static_cast<int>(std::min<int64_t>(x.size(0), kSkinnyRows));
+  const int deep = skinny_shared<Weights>(kDeep, rows) + kSharedOfSystem,
+            twice = std::min(per_sm, 2);
+  if (deep * twice <= limits.shared_of_processor && deep <= limits.shared_of_block)
+    return skinny_launch_staged<Weights, T, kDeep>(on, weights, x, sink, twice);
+  skinny_launch_staged<Weights, T, kFlat>(on, weights, x, sink, per_sm);
+}
+
+}  // namespace fd

@@ -1,0 +1,136 @@
+// Integer weights in the order in which skinny.cuh multiplies them: 16 rows of W at a time, in
+// units of 16 bytes, one for each lane of a warp.
+//
+// A lane 4 * g + t holds rows g and g + 8. With k = 32 * s + 8 * t + 4 * h + j (h < 2, j < 4):
+//   int8: unit s, word 2 * h + j / 2; its bytes are row g and row g + 8 of even j, then of odd j
+//   int4: unit s / 2, word 2 * (s % 2) + h; nibble j / 2 * 2 + j % 2 * 4 is row g (code + 8), the
+//   next one
+//         row g + 8
+// so that masks and shifts alone make pairs of 16-bit floats of them. Rows and steps of k that fill
+// up the last tile and window have code 0.
+#pragma once
+#include "fd/skinny.cuh"
+
+namespace fd {
+
+constexpr int kInt8Window = 64;  // steps of k that a warp takes at once; int4: a group
+
+// Positions in a tile: for a quad of k (j = 0 .. 3) the first of its words.
+__host__ __device__ constexpr int int8_word(int k, int lane_row) {
+  return (k / 32 * 32 + lane_row * 4 + k % 32 / 8) * 4 + k % 8 / 4 * 2;
+}
+__host__ __device__ constexpr int int4_word(int k, int lane_row) {
+  return (k / 64 * 32 + lane_row * 4 + k % 32 / 8) * 4 + k % 64 / 32 * 2 + k % 8 / 4;
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t subtract2<bf16>(uint32_t a, uint32_t b) {
+#if FD_SM80
+  const __nv_bfloat162 d = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&a),
+                                   *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&d);
+#else
+  return 0;
+#endif
+}
+template <>
+__device__ __forceinline__ uint32_t subtract2<f16>(uint32_t a, uint32_t b) {
+#if FD_SM80
+  const __half2 d =
+      __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&d);
+#else
+  return 0;
+#endif
+}
+
+// Two int8 codes in bits 0-7 and 16-23. bfloat16 has seven bits of mantissa: 128 + the low seven,
+// less 128, or less 256 where the sign is set. float16 has ten: 1024 + (code + 128), less 1152.
+template <typename T>
+__device__ __forceinline__ uint32_t int8_pair(uint32_t x);
+template <>
+__device__ __forceinline__ uint32_t int8_pair<bf16>(uint32_t x) {
+  return subtract2<bf16>((x & 0x007f007fu) | 0x43004300u, (x & 0x00800080u) | 0x43004300u);
+}
+template <>
+__device__ __forceinline__ uint32_t int8_pair<f16>(uint32_t x) {
+  return subtract2<f16>(((x & 0x00ff00ffu) ^ 0x00800080u) | 0x64006400u, 0x64806480u);
+}
+
+// Two int4 codes, stored with 8 added, in bits 0-3 and 16-19.
+template <typename T>
+__device__ __forceinline__ uint32_t int4_pair(uint32_t x);
+template <>
+__device__ __forceinline__ uint32_t int4_pair<bf16>(uint32_t x) {
+  return subtract2<bf16>((x & 0x000f000fu) | 0x43004300u, 0x43084308u);  // 128 + code, less 136
+}
+template <>
+__device__ __forceinline__ uint32_t int4_pair<f16>(uint32_t x) {
+  return subtract2<f16>((x & 0x000f000fu) | 0x64006400u, 0x64086408u);  // 1024 + code, less 1032
+}
+
+// codes [ceil(columns / 16), ceil(depth / 64), 1024 bytes], scales [columns].
+template <typename T>
+struct Int8Weights {
+  static constexpr int kWindow = kInt8Window, kUnits = 2, kExtra = 0, kDeep = 8, kFlat = 6;
+  const uint4* codes;
+  const float* scales;
+  int64_t windows, columns;
+
+  __device__ __forceinline__ void fetch(uint4* slot, int64_t tile, int window, int lane) const {
+    const uint4* from = codes + (tile * windows + window) * (32 * kUnits) + lane;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
+  }
+  __device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4* slot, int s,
+                                           int lane) const {
+    const uint4 unit = slot[s * 32 + lane];
+    const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int8_pair<T>(words[i / 2] >> (i % 2 * 8));
+  }
+  __device__ __forceinline__ float scale(int64_t n) const { return scales[n]; }
+  // Of rows g and g + 8 of a tile, wherever they are kept.
+  __device__ __forceinline__ float2 row_scales(const uint4*, int64_t tile, int lane) const {
+    const int64_t n = tile * kSkinnyTile + lane / 4;
+    return {n < columns ? scales[n] : 0.f, n + 8 < columns ? scales[n + 8] : 0.f};
+  }
+};
+
+// codes [ceil(columns / 16), ceil(depth / Group), 8 * Group bytes] and scales [same, same, 8, 2]:
+// those of rows g and g + 8 together.
+template <typename T, int Group>
+struct Int4Weights {
+  static constexpr int kWindow = Group, kUnits = Group / 64, kExtra = 8;
+  static constexpr int kDeep = 512 / Group, kFlat = 384 / Group;
+  const uint4* codes;
+  const uint32_t* scales;  // two bfloat16 each
+  int64_t windows, columns;
+
+  __device__ __forceinline__ void fetch(uint4* slot, int64_t tile, int window, int lane) const {
+    const int64_t at = tile * windows + window;
+    const uint4* from = codes + at * (32 * kUnits) + lane;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
+    copy_async4(reinterpret_cast<uint32_t*>(slot + 32 * kUnits) + lane, scales + at * 8 + lane / 4);
+  }
+  __device__ __forceinline__ float2 window_scales(const uint4* slot, int lane) const {
+    const uint32_t both = reinterpret_cast<const uint32_t*>(slot + 32 * kUnits)[lane];
+    return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
+  }
+  __device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4* slot, int s,
+                                           int lane) const {
+    const uint4 unit = slot[s / 2 * 32 + lane];
+    const uint32_t words[2] = {s % 2 ? unit.z : unit.x, s % 2 ? unit.w : unit.y};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int4_pair<T>(words[i / 4] >> (i % 4 * 4));
+  }
+  __device__ __forceinline__ float scale(int64_t) const { return 1.f; }
+  __device__ __forceinline__ float2 row_scales(const uint4* slot, int64_t, int lane) const {
+    return window_scales(slot, lane);
+  }
+};
+
+}  // namespace fd
