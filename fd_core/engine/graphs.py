@@ -93,10 +93,13 @@ class DecodeGraphs:
         """Run the step once, because first calls may allocate, then record it."""
         with self._counting() as first:
             logits = self.forward(step)
-        allocating = sorted(op.name for op, _, _ in first if op.kernel.allocates)
-        if allocating:
-            log.warning("decode steps run eagerly: these kernels allocate: %s", ", ".join(allocating))
-        graph, calls = (None, []) if allocating else self._capture(size, step)
+        unfit = sorted(op.name for op, _, fallbacks in first if fallbacks or op.kernel.allocates)
+        if unfit:
+            log.warning(
+                "decode steps run eagerly: these ops allocate or are not the device's own: %s",
+                ", ".join(unfit),
+            )
+        graph, calls = (None, []) if unfit else self._capture(size, step)
         if graph is None:
             self.enabled = False
             return False
