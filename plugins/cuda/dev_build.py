@@ -70,7 +70,8 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         objects = list(pool.map(lambda s: compile_one(HERE / "csrc" / s, folder, flags), names))
     if args.embedded:
-        pairs = [f"{HERE / 'csrc' / obj.stem}.cu={obj}" for obj in objects if obj.stem != "embedded"]
+        sources = {HERE / "csrc" / f"{obj.stem}.cu": obj for obj in objects}
+        pairs = [f"{source}={obj}" for source, obj in sources.items() if source.exists()]
         out = folder / "sm_70.cc"
         command = [sys.executable, str(HERE / "nvrtc_build.py"), "--arch", args.embedded, "--out", str(out)]
         subprocess.run([*command, *pairs], check=True)
