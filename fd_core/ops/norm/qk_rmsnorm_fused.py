@@ -37,7 +37,7 @@ CASES = [_case(0, 2, 1, 8), _case(1, 1, 1, 1), _case(3, 4, 2, 24), _case(5, 3, 3
 CASES += [_case(128, 32, 4, 128, bench=True), _case(1, 16, 8, 128, bench=True)]
 
 
-def _norm_heads(part: Array, weight: Array, eps: float, head_dim: int) -> None:
+def norm_heads(part: Array, weight: Array, eps: float, head_dim: int) -> None:
     heads = part.reshape(part.shape[0], part.shape[1] // head_dim, head_dim).astype(np.float32)
     scale = 1.0 / np.sqrt(np.mean(heads * heads, axis=-1, keepdims=True) + np.float32(eps))
     part[...] = (heads * scale * weight.astype(np.float32)).astype(part.dtype).reshape(part.shape)
@@ -64,5 +64,5 @@ def qk_rmsnorm_fused(
     for size, argument in ((q_size, "q_size"), (kv_size, "kv_size")):
         check(size % head_dim == 0, name, argument, f"a multiple of head_dim {head_dim}", size)
     check(qkv.shape[1] == q_size + 2 * kv_size, name, "qkv", q_size + 2 * kv_size, qkv.shape)
-    _norm_heads(qkv[:, :q_size], q_norm_weight, eps, head_dim)
-    _norm_heads(qkv[:, q_size : q_size + kv_size], k_norm_weight, eps, head_dim)
+    norm_heads(qkv[:, :q_size], q_norm_weight, eps, head_dim)
+    norm_heads(qkv[:, q_size : q_size + kv_size], k_norm_weight, eps, head_dim)

@@ -17,7 +17,7 @@ TOLERANCE = Tolerance(
 )
 
 
-def _table(positions: int, rotary_dim: int) -> Array:
+def rotary_rows(positions: int, rotary_dim: int) -> Array:
     frequency = 10000.0 ** (-np.arange(0, rotary_dim, 2) / max(rotary_dim, 1))
     angle = np.outer(np.arange(positions), frequency)
     return np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
@@ -37,7 +37,7 @@ def _case(
             "query": rng.standard_normal((tokens, q_heads * head_size)).astype(dtype),
             "key": rng.standard_normal((tokens, k_heads, head_size)).astype(dtype),
             "position_ids": rng.integers(0, 64, tokens).astype(ids),
-            "cos_sin_cache": _table(64, rotary_dim).astype(dtype if narrow_table else np.float32),
+            "cos_sin_cache": rotary_rows(64, rotary_dim).astype(dtype if narrow_table else np.float32),
             "head_size": head_size,
             "is_neox": neox,
         }
@@ -64,7 +64,7 @@ CASES = [
 ]
 
 
-def _rotate(x: Array, cos: Array, sin: Array, neox: bool) -> None:
+def rotate(x: Array, cos: Array, sin: Array, neox: bool) -> None:
     half = cos.shape[-1]
     first, second = (
         (slice(0, half), slice(half, 2 * half)) if neox else (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
@@ -98,5 +98,5 @@ def fused_rotary_position_encoding(
     cos, sin = rows[..., : rotary_dim // 2], rows[..., rotary_dim // 2 :]
     for x in (query, key):
         heads = x.reshape(x.shape[0], -1, head_size) if x.size else np.empty((0, 1, head_size), x.dtype)
-        _rotate(heads, cos[: len(heads)], sin[: len(heads)], is_neox)
+        rotate(heads, cos[: len(heads)], sin[: len(heads)], is_neox)
         x[...] = heads.reshape(x.shape)
