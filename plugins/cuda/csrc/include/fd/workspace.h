@@ -19,6 +19,8 @@ enum class Scratch {
   kLinear, kLinearStrip,
   kVocabParts,
   kArgmaxSlots,
+  kSlotSort,
+  kMoeInner,
   kCount
 };
 
