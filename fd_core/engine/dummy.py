@@ -6,6 +6,7 @@ and a sampler of its own over the same model. Contract: modules.md §4.4.
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from dataclasses import dataclass, field
@@ -135,6 +136,7 @@ class DummyRunner:
         runner = self._runner(max_num_seqs, blocks=1)
         if runner.graphs is None:
             return 0
+        gc.collect()  # or the memory of earlier runs may come back in between
         sizes = runner.graphs.sizes[:-3:-1]
         largest, *second = [self._recording_bytes(runner, size) for size in sizes]
         return largest + sum(second) * (len(runner.graphs.sizes) - 1)
