@@ -1,4 +1,4 @@
-"""fd-xpu before any device is open: what it finds, why not, what it declares. Paddle is never imported here."""
+"""fd-xpu before any device is open: what it finds, why not, what it declares. No Paddle is imported."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("fd_xpu", reason="fd-xpu is not installed")
+from fd_xpu import facts, settings, signature
+from fd_xpu.facts import Facts, Paddle
+from fd_xpu.kernels import arguments, kernels, stamp, table
+from fd_xpu.platform import XPUPlatform
+from fd_xpu.probe import devices, judge
+
 from fd_core.api.dtype import bfloat16, float32
 from fd_core.api.manifest import read_manifest
 from fd_core.api.tensor import Tensor, TensorSpec, empty_host
@@ -20,13 +26,8 @@ from fd_core.host.find import Found
 from fd_core.host.plugins import PluginHost
 from fd_core.host.probe_cache import ProbeCache
 from fd_core.ops.catalogue import catalogue
-from fd_xpu import facts, settings, signature
-from fd_xpu.facts import Facts, Paddle
-from fd_xpu.kernels import arguments, kernels, stamp, table
-from fd_xpu.platform import XPUPlatform
-from fd_xpu.probe import devices, judge
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOUND = Found("xpu", "fd_xpu", "fd-xpu", "0.1.0")
 HEALTHY = Facts(
     nodes=("/dev/xpu0", "/dev/xpu1"),
@@ -297,7 +298,7 @@ class TestNotation:
             self.check(*made)
 
     def test_types(self) -> None:
-        with pytest.raises(TypeError, match="demo.w: want float32, have bfloat16"):
+        with pytest.raises(TypeError, match=r"demo.w: want float32, have bfloat16"):
             self.check(tensor((4,)), tensor((5, 4), bfloat16), 1, None, tensor((5,)))
         with pytest.raises(TypeError, match=r"demo.out: want bfloat16, have float32"):
             self.check(tensor((4,), bfloat16), tensor((5, 4)), 1, None, tensor((5,)))
@@ -310,5 +311,5 @@ class TestNotation:
 
     @pytest.mark.parametrize("text", ["T H", "input T : float", "in T H"])
     def test_what_it_does_not_have(self, text: str) -> None:
-        with pytest.raises(ValueError, match="want 'role sizes : types' or 'attr'"):
+        with pytest.raises(ValueError, match=r"want 'role sizes : types' or 'attr'"):
             signature.parse("x", text)

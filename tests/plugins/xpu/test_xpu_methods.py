@@ -1,0 +1,183 @@
+"""fd-xpu's attention backend and linear methods on Paddle's CPU place, against oracles and plain NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fd_core.api import dtype as dt
+from fd_core.api.attention import AttentionBatch, AttentionSpec, KVCache
+from fd_core.api.quant import LinearSpec
+from fd_core.api.tensor import TensorSpec, from_numpy
+from fd_core.api.verdict import ReasonCode
+from fd_core.host.session import Session
+from fd_core.ops.attention.paged_attention import random_inputs
+from fd_core.ops.catalogue import catalogue
+from fd_core.testkit.check import run_oracle
+
+pytest.importorskip("fd_xpu", reason="fd-xpu is not installed")
+from fd_xpu.attention import PaddleAttention
+from fd_xpu.quant import METHODS, Int4Linear
+
+Array = np.ndarray[Any, Any]
+
+
+def spec_of(inputs: dict[str, Any], kind: dt.DType) -> AttentionSpec:
+    heads, dim = inputs["q"].shape[1:]
+    _, size, kv_heads, _ = inputs["key_cache"].shape
+    cache = dt.dtype(inputs["key_cache"].dtype.name)
+    window, cap = inputs["window"] or None, inputs["soft_cap"] or None
+    return AttentionSpec(heads, kv_heads, dim, inputs["scale"], kind, cache, size, window, cap)
+
+
+@pytest.mark.parametrize(
+    ("queries", "past", "more"),
+    [
+        ([37], [0], {}),
+        ([1, 1, 1], [0, 40, 511], {}),
+        ([1, 0, 5, 33], [600, 7, 250, 0], {"heads": (6, 2), "dim": 40}),
+        ([7, 300], [400, 30], {"window": 33}),
+        ([6, 1], [0, 270], {"sinks": True, "soft_cap": 5.0}),
+    ],
+)
+@pytest.mark.parametrize("kind", [dt.float32, dt.bfloat16])
+def test_backend_writes_and_attends(
+    session: Session,
+    queries: list[int],
+    past: list[int],
+    more: dict[str, Any],
+    kind: dt.DType,
+) -> None:
+    """The step's own keys come through `run`, the earlier ones from the pools: the oracle has all of them
+    in its cache. Tolerance: paged_attention's own."""
+    inputs = random_inputs(np.random.default_rng(1), kind.numpy(), queries, past, **more)
+    want = run_oracle(catalogue()["paged_attention"], inputs)["out"]
+    spec, put = spec_of(inputs, kind), session.platform.from_host
+    slots, new = take_new_tokens(inputs, queries)
+    backend = PaddleAttention(spec, session.device, session.ops)
+    pools = KVCache(put(inputs["key_cache"]), put(inputs["value_cache"]))
+    shape = PaddleAttention.kv_layout(spec).pool_shape(inputs["key_cache"].shape[0])
+    assert pools.key.shape == shape
+    lists = [put(inputs[name]) for name in ("cu_seqlens_q", "seq_lens", "block_table")]
+    batch = AttentionBatch(
+        sum(queries), len(queries), *lists, put(slots), max(queries), max(inputs["seq_lens"])
+    )
+    out = session.platform.empty(TensorSpec(want.shape, kind))
+    given = None if inputs["sinks"] is None else put(inputs["sinks"])
+    q, k, v = (put(x) for x in (inputs["q"], *new))
+    backend.run(backend.plan(batch), q, k, v, pools, out, sinks=given)
+    rtol, atol = catalogue()["paged_attention"].tolerance.of(kind)
+    got = session.platform.to_host(out).astype(np.float64)
+    np.testing.assert_allclose(got, want.astype(np.float64), rtol=rtol, atol=atol)
+
+
+def take_new_tokens(inputs: dict[str, Any], queries: list[int]) -> tuple[Array, list[Array]]:
+    """Slots of the step's tokens and their rows, which the pools then hold no more (NaN)."""
+    size = inputs["key_cache"].shape[1]
+    slots = []
+    for s, count in enumerate(queries):
+        last = int(inputs["seq_lens"][s])
+        for position in range(last - count, last):
+            slots.append(int(inputs["block_table"][s, position // size]) * size + position % size)
+    where = np.array(slots, np.int64)
+    at = where // size, where % size
+    rows = [inputs[name][at].copy() for name in ("key_cache", "value_cache")]
+    for name in ("key_cache", "value_cache"):
+        inputs[name][at] = np.nan
+    return where, rows
+
+
+def test_backend_says_what_it_cannot(session: Session) -> None:
+    good = AttentionSpec(6, 2, 16, 0.25, dt.float32, dt.bfloat16, 4)
+    assert PaddleAttention.supports(good, session.device).ok
+    for change, code in [
+        ({"head_dim": 12}, ReasonCode.HEAD_DIM),
+        ({"num_heads": 5}, ReasonCode.SHAPE),
+        ({"window": 0}, ReasonCode.SHAPE),
+        ({"dtype": dt.bfloat16, "cache_dtype": dt.float32}, ReasonCode.DTYPE),
+    ]:
+        verdict = PaddleAttention.supports(replace(good, **change), session.device)
+        assert [r.code for r in verdict.reasons] == [code]
+    other = replace(session.device, features=frozenset())
+    assert PaddleAttention.supports(good, other).reasons[0].code is ReasonCode.FEATURE
+
+
+# -- linear layers --------------------------------------------------------------------------------------
+
+
+def linear(session: Session, name: str, weight: Array, **config: Any) -> Any:
+    method = {m.name: m for m in METHODS}[name](session.device, session.platform, session.ops, config)
+    kind = dt.dtype(weight.dtype.name)
+    spec = LinearSpec(weight.shape[1], weight.shape[0], True, kind, dt.float32, "layers.0.mlp")
+    assert type(method).supports(spec, session.device).ok
+    assert method.create_weights(spec)["weight"].shape == weight.shape
+    packed = method.process_weights(spec, {"weight": from_numpy(weight)})
+
+    def run(x: Array, bias: Array | None) -> Array:
+        put = session.platform.from_host
+        out = session.platform.empty(TensorSpec((len(x), len(weight)), dt.float32))
+        method.apply(put(x), packed, None if bias is None else put(bias), out)
+        return session.platform.to_host(out)
+
+    return run
+
+
+def meant(weight: Array, limit: int, group: int) -> Array:
+    """The weight that codes and scales stand for: nearest multiples of absmax / limit of each group. Ratios
+    are float32, as the method's: 16-bit weights make ties, which must fall alike."""
+    found = np.zeros(weight.shape)
+    step = group or max(1, weight.shape[1])
+    for start in range(0, weight.shape[1], step):
+        part = weight[:, start : start + step].astype(np.float32)
+        scale = np.abs(part).max(axis=1, keepdims=True) / np.float32(limit)
+        codes = np.rint(part / np.where(scale > 0, scale, np.float32(1)))
+        found[:, start : start + step] = codes.astype(np.float64) * scale
+    return found
+
+
+@pytest.mark.parametrize("shape", [(33, 64), (1, 1), (40, 100), (95, 257)])
+@pytest.mark.parametrize(
+    ("name", "limit", "config"),
+    [("none", 0, {}), ("wint8", 127, {}), ("wint4", 7, {}), ("wint4", 7, {"group_size": 32})],
+)
+def test_method_multiplies_what_its_codes_mean(
+    session: Session,
+    shape: tuple[int, int],
+    name: str,
+    limit: int,
+    config: dict[str, Any],
+) -> None:
+    """Bounds as those of `linear`: sums of K <= 257 float32 products and one rounding."""
+    rng = np.random.default_rng(5)
+    weight = (rng.standard_normal(shape) / shape[1] ** 0.5).astype(dt.bfloat16.numpy())
+    x, bias = rng.standard_normal((5, shape[1]), np.float32), rng.standard_normal(shape[0], np.float32)
+    group = config.get("group_size", 64) if name == "wint4" else 0
+    real = meant(weight, limit, group) if limit else weight.astype(np.float64)
+    run = linear(session, name, weight, **config)
+    for shift in (None, bias):
+        want = x.astype(np.float64) @ real.T + (0 if shift is None else shift)
+        np.testing.assert_allclose(run(x, shift), want, rtol=1e-5, atol=2e-5)
+    assert run(x[:0], bias).shape == (0, shape[0])
+
+
+def test_int4_takes_half_a_byte(session: Session) -> None:
+    method = Int4Linear(session.device, session.platform, session.ops)
+    spec = LinearSpec(128, 32, False, dt.float32, dt.float32)
+    packed = method.process_weights(spec, {"weight": from_numpy(np.ones((32, 128), np.float32))})
+    assert packed.codes.nbytes == 32 * 128 // 2
+    assert packed.scales.shape == (32, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"group_size": 48}, "'wint4': want group_size 32 | 64 | 128, have 48"),
+        ({"is_quantized": True}, "want a checkpoint of plain weights"),
+    ],
+)
+def test_options_that_are_refused(session: Session, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Int4Linear(session.device, session.platform, session.ops, config)
