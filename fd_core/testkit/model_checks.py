@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fd_core.testkit.engine_checks import engine_findings
 from fd_core.testkit.harness import Harness, build
 from fd_core.testkit.kit import Finding
 from fd_core.testkit.trial import CheckFailed
@@ -93,6 +94,7 @@ def examine_model(session: Session, dtypes: Sequence[str] = tuple(TOLERANCE)) ->
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+        built = False
         for dtype in dtypes:
             try:
                 mine, oracle = (_harness(folder, one, dtype) for one in (session, oracles))
@@ -100,6 +102,9 @@ def examine_model(session: Session, dtypes: Sequence[str] = tuple(TOLERANCE)) ->
                 yield _finding("build", dtype, error)
                 continue
             yield from (_judge(check, mine, oracle, dtype) for check in CHECKS)
+            built = True
+        for check, problem in engine_findings(session, folder) if built else ():
+            yield _finding(check, CONFIG["torch_dtype"], problem)
 
 
 def _harness(folder: Path, session: Session, dtype: str) -> Harness:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,10 @@ from fd_core.engine import transit
 from fd_core.engine.build import BuiltEngine
 from fd_core.engine.dummy import DummyRunner
 from fd_core.engine.step_inputs import InputBuilder
+from fd_core.testkit.engine_checks import engine_findings
+from fd_core.testkit.model_checks import CONFIG as TINY
 from fd_core.testkit.simulated import SimulatedEvent, SimulatedPlatform
+from tests.worker.conftest import late_session
 from tests.worker.model_runner import run_together
 from tests.worker.test_lookahead import one
 
@@ -126,3 +130,13 @@ def test_planted_mistakes_are_seen(
     except (ValueError, IndexError, OverflowError, AssertionError):
         return
     assert have != want
+
+
+def test_the_kit_sees_whether_a_device_keeps_its_order(monkeypatch: Any, tmp_path: Any) -> None:
+    session = late_session()
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    assert dict(engine_findings(session, tmp_path)) == {"queued_copies": None, "looking_ahead": None}
+    no_wait(monkeypatch)
+    found = dict(engine_findings(session, tmp_path))
+    assert "want the copy that was queued last, have [3]" in str(found["queued_copies"])
+    assert found["looking_ahead"] is not None
