@@ -92,13 +92,12 @@ class Engine:
         reads and samples, so that it waits for the host only if a step takes longer here than there.
         """
         started = time.perf_counter()
-        before, flight = self._flight, self._launch(self.scheduler.schedule())
-        self._flight = flight
+        before, self._flight = self._flight, self._launch(self.scheduler.schedule())
         outputs = self._settle(before)
         self._sample(self._flight)
         if self._flight is not None and (self._flight.error or not self.lookahead):
-            flight, self._flight = self._flight, None
-            outputs += self._settle(flight)
+            launched, self._flight = self._flight, None
+            outputs += self._settle(launched)
         self._count(len(outputs), time.perf_counter() - started)
         return outputs
 
