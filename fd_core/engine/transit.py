@@ -56,10 +56,10 @@ class Transit:
         later or the next `fetch` of this name in the same step."""
         if not self.queued:
             return np.array(self.platform.to_host(src))
-        pinned = self._turns[self._now].landing(name, src.spec)
-        if src.numel:
+        pinned, array = self._turns[self._now].landing(name, src.spec)
+        if array.size:
             self._transfers.copy(pinned, src)
-        return pinned.numpy()
+        return array
 
     def mark(self) -> Event:
         """An event behind everything this step has queued so far."""
@@ -78,7 +78,7 @@ class _Turn:
         self._used = 0
         self._outgrown: list[Tensor] = []
         self._landings: dict[str, Tensor] = {}
-        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._views: dict[tuple[str, TensorSpec], tuple[Tensor, Array]] = {}
 
     def mark(self) -> Event:
         self._event.record()
@@ -112,19 +112,20 @@ class _Turn:
         self._chunk = self._transfers.pinned(TensorSpec((size,), uint8))
         self._bytes = self._chunk.numpy()
 
-    def landing(self, name: str, spec: TensorSpec) -> Tensor:
-        """Pinned memory for what arrives under `name`."""
-        view = self._views.get((name, spec.shape))
+    def landing(self, name: str, spec: TensorSpec) -> tuple[Tensor, Array]:
+        """Pinned memory for what arrives under `name`, as a tensor and as an array."""
+        view = self._views.get((name, spec))
         if view is None:
             if len(self._views) >= _MAX_VIEWS:
                 self._views.clear()
-            view = self._views[name, spec.shape] = self._land(name, spec)
+            view = self._views[name, spec] = self._land(name, spec)
         return view
 
-    def _land(self, name: str, spec: TensorSpec) -> Tensor:
+    def _land(self, name: str, spec: TensorSpec) -> tuple[Tensor, Array]:
         memory = self._landings.get(name)
         if memory is None or memory.nbytes < spec.nbytes:
             size = max(_ALIGN, 1 << max(0, spec.nbytes - 1).bit_length())
             memory = self._landings[name] = self._transfers.pinned(TensorSpec((size,), uint8))
             self._views = {key: view for key, view in self._views.items() if key[0] != name}
-        return Tensor(memory.ptr, spec.shape, spec.dtype, memory.storage)
+        tensor = Tensor(memory.ptr, spec.shape, spec.dtype, memory.storage)
+        return tensor, tensor.numpy()
