@@ -53,6 +53,19 @@ class KVCache:
     value: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class KVWrite:
+    """Where a step's keys and values go, for an op that writes them on its way.
+
+    key, value: one layer's pools seen as [blocks, block_size, kv_heads, head_dim], last stride 1, others
+    free. slot_mapping [tokens] int64 as in `AttentionBatch`.
+    """
+
+    key: Tensor
+    value: Tensor
+    slot_mapping: Tensor
+
+
 @dataclass(slots=True)
 class AttentionBatch:
     """One step, in the engine's persistent buffers (views of the step's size; all on the device).
@@ -111,3 +124,13 @@ class AttentionBackend(ABC):
         sinks: Tensor | None = None,  # [heads] float32
     ) -> None:
         """Write k and v into the cache, then attend."""
+
+    def destination(self, plan: Any, cache: KVCache) -> KVWrite | None:
+        """Where k and v may be written by others before `attend` (optional); None: only `run` writes."""
+        return None
+
+    def attend(
+        self, plan: Any, q: Tensor, cache: KVCache, out: Tensor, *, sinks: Tensor | None = None
+    ) -> None:
+        """`run` for keys and values that stand in their `destination` already (where there is one)."""
+        raise NotImplementedError(f"{self.name}: attend goes with a destination")

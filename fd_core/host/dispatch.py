@@ -184,6 +184,10 @@ class Dispatch:
     def __contains__(self, name: str) -> bool:
         return name in self.table
 
+    def provides(self, name: str) -> bool:
+        """Whether the device has a kernel for `name`: calls are no fallback to the oracle."""
+        return name in self.table and not isinstance(self.table[name], FallbackOp)
+
 
 def raise_missing(name: str, device: str, verdict: Verdict) -> NoReturn:
     """UnsupportedOpError with the reasons (none: no op is called `name`)."""

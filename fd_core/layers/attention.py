@@ -24,7 +24,8 @@ class HeadNorm(Weighted):
     ) -> None:
         self._platform = context.platform
         self._op = context.ops.qk_rmsnorm_fused
-        self._sizes = (eps, q_size, kv_size, head_dim)
+        self.eps = eps
+        self._sizes = (q_size, kv_size, head_dim)
         self._spec = TensorSpec((head_dim,), context.activation_dtype)
         self._prefix = prefix
 
@@ -36,7 +37,7 @@ class HeadNorm(Weighted):
         self.k_weight = self._platform.from_host(values["k"].numpy())
 
     def __call__(self, qkv: Tensor) -> None:
-        self._op(qkv, self.q_weight, self.k_weight, *self._sizes)
+        self._op(qkv, self.q_weight, self.k_weight, self.eps, *self._sizes)
 
 
 class Rotary:
@@ -50,16 +51,17 @@ class Rotary:
         self._op = context.ops.fused_rotary_position_encoding
         self.table = table
         self._head_dim = head_dim
-        self._neox = neox
+        self.neox = neox
 
     def __call__(self, q: Tensor, k: Tensor, positions: Tensor) -> None:
-        self._op(q, k, positions, self.table, self._head_dim, self._neox)
+        self._op(q, k, positions, self.table, self._head_dim, self.neox)
 
 
 class Attention:
     """softmax(q k^T) v with rotary positions and grouped keys; the sizes are those of `backend.spec`.
 
-    `qk_norm`: epsilon of the head norms, None for none.
+    `qk_norm`: epsilon of the head norms, None for none. Norms, rotation and cache write are one call
+    where the device has a kernel for it and the backend lets others write.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Attention:
         rows = [(f"{prefix}.q_proj", q_size), (f"{prefix}.k_proj", kv_size), (f"{prefix}.v_proj", kv_size)]
         self.backend = backend
         self.rotary = rotary
+        fused = context.ops.provides("rope_and_cache")
+        self._rope_and_cache = context.ops.rope_and_cache if fused else None
         self.qkv = Linear(context, hidden_size, rows, bias=qkv_bias)
         self.o = Linear(context, q_size, [(f"{prefix}.o_proj", hidden_size)], bias=o_bias)
         self.norm = None
@@ -101,10 +105,27 @@ class Attention:
     def __call__(self, x: Tensor, positions: Tensor, plan: Any, cache: KVCache, out: Tensor) -> None:
         """out [tokens, hidden] = block(x); `out` may be `x`."""
         n = x.shape[0]
-        qkv, q, k, v = self._qkv.rows(n), self._q.rows(n), self._k.rows(n), self._v.rows(n)
+        qkv, mixed = self._qkv.rows(n), self._mixed.rows(n)
         self.qkv(x, qkv)
+        if not self._fused(qkv, positions, plan, cache, mixed):
+            self._in_turn(qkv, positions, plan, cache, mixed)
+        self.o(self._mixed_rows.rows(n), out)
+
+    def _fused(self, qkv: Tensor, positions: Tensor, plan: Any, cache: KVCache, mixed: Tensor) -> bool:
+        """False if there is no such way."""
+        if self._rope_and_cache is None or (to := self.backend.destination(plan, cache)) is None:
+            return False
+        norm, rotary = self.norm, self.rotary
+        weights = (None, None, 0.0) if norm is None else (norm.q_weight, norm.k_weight, norm.eps)
+        write = (to.key, to.value, to.slot_mapping)
+        self._rope_and_cache(qkv, positions, rotary.table, *weights, *write, rotary.neox)
+        self.backend.attend(plan, self._q.rows(qkv.shape[0]), cache, mixed)
+        return True
+
+    def _in_turn(self, qkv: Tensor, positions: Tensor, plan: Any, cache: KVCache, mixed: Tensor) -> None:
+        n = qkv.shape[0]
+        q, k, v = self._q.rows(n), self._k.rows(n), self._v.rows(n)
         if self.norm is not None:
             self.norm(qkv)
         self.rotary(q, k, positions)
-        self.backend.run(plan, q, k, v, cache, self._mixed.rows(n))
-        self.o(self._mixed_rows.rows(n), out)
+        self.backend.run(plan, q, k, v, cache, mixed)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from fd_core.api.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVCache, KVLayout
+from fd_core.api.attention import (
+    AttentionBackend,
+    AttentionBatch,
+    AttentionSpec,
+    KVCache,
+    KVLayout,
+    KVWrite,
+)
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS, float32
 from fd_core.api.tensor import Tensor
@@ -80,6 +87,21 @@ class PagedAttention(AttentionBackend):
     ) -> None:
         keys, values = self._logical(cache)
         self._write(k, v, keys, values, plan.slot_mapping, None, None, "auto")
+        self.attend(plan, q, cache, out, sinks=sinks)
+
+    def destination(self, plan: AttentionBatch, cache: KVCache) -> KVWrite:
+        return KVWrite(*self._logical(cache), plan.slot_mapping)
+
+    def attend(
+        self,
+        plan: AttentionBatch,
+        q: Tensor,
+        cache: KVCache,
+        out: Tensor,
+        *,
+        sinks: Tensor | None = None,
+    ) -> None:
+        keys, values = self._logical(cache)
         lists = (plan.cu_seqlens_q, plan.seq_lens, plan.block_table)
         self._attend(q, keys, values, *lists, sinks, *self._options, out)
 

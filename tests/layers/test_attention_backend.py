@@ -162,3 +162,22 @@ def test_an_unknown_name_and_an_empty_list_are_said() -> None:
         select_backend([named("GOOD", 5)], SPEC, DEVICE, "GOOOD")
     with pytest.raises(UnsupportedOpError, match="none is installed"):
         select_backend([], SPEC, DEVICE, None)
+
+
+@pytest.mark.parametrize("ops", [oracles, compiled])
+def test_attend_after_others_wrote_the_destination_is_run(ops: Any) -> None:
+    """Keys and values put where `destination` says give what `run` gives with them."""
+    made, heads = ops(), SPEC.num_heads
+    backend, b = PagedAttention(SPEC, DEVICE, made), batch([5, 2], [0, 3], [[1, 0], [2, 3]], 4)
+    qkv = np.random.default_rng(0).standard_normal((7, 10 * 16)).astype(np.float32)
+    caches = [pools(SPEC, 4) for _ in range(2)]
+    for cache in caches:
+        cache.key.numpy()[2], cache.value.numpy()[2] = 0.5, 0.25
+    want = step(backend, caches[0], b, qkv)
+    parts = qkv.reshape(7, 10, 16)
+    q, k, v = (from_numpy(np.ascontiguousarray(parts[:, a:z])) for a, z in ((0, 6), (6, 8), (8, 10)))
+    to = backend.destination(backend.plan(b), caches[1])
+    made.reshape_and_cache_flash(k, v, to.key, to.value, to.slot_mapping, None, None, "auto")
+    out = empty_host(TensorSpec((7, heads, 16), dt.float32))
+    backend.attend(backend.plan(b), q, caches[1], out)
+    assert out.numpy().tobytes() == want.tobytes()

@@ -3,13 +3,17 @@ sequence is cut, batched or placed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from harness import PARTS, Harness, Parts, build
+from harness import PARTS, Harness, Parts, build, oracle_parts
 from tiny_models import FAMILIES, VOCAB, make, reference_greedy, reference_logits, save
+
+from fd_core.host.freeze import freeze
+from fd_core.ops.catalogue import catalogue
 
 pytestmark = pytest.mark.reference
 
@@ -61,6 +65,19 @@ def assert_logits(got: Any, want: Any, bound: float) -> None:
 def test_fp32_logits_equal_transformers(harness: Harness, reference: Any) -> None:
     want = reference_logits(reference, PROMPT)
     assert_logits(harness.logits("prompt", PROMPT), want, 1e-4)
+
+
+def test_one_call_before_attention_equals_its_parts(folder: Path) -> None:
+    """Norms, rotation and cache write as one op, and by the ops that a device without it has."""
+    whole = oracle_parts()
+    rest = {name: op for name, op in catalogue().items() if name != "rope_and_cache"}
+    parts = replace(whole, ops=freeze(rest, [], whole.device, oracle_is_native=True))
+    assert whole.ops.provides("rope_and_cache")
+    assert not parts.ops.provides("rope_and_cache")
+    got, want = (Harness(build(folder, p)).logits("prompt", PROMPT, chunks=[9, 1]) for p in (whole, parts))
+    assert got.tobytes() == want.tobytes()
+    assert whole.ops.table["rope_and_cache"].calls
+    assert not whole.ops.table["fused_rotary_position_encoding"].calls
 
 
 def test_greedy_text_equals_transformers(harness: Harness, greedy: list[int]) -> None:
