@@ -24,34 +24,21 @@ void linear_plain(const Launch& on, Tensor x, Tensor weight, const LinearSink& s
   run(on, linear_tiles<X, W>, grid, dim3(256), 0, job, sink);
 }
 
-// Up to these rows, weights are streamed past eight at a time; beyond, tiles use them better.
-constexpr int64_t kStreamedRows = 64;
-
-template <typename T>
-void linear_tensor(const Launch& on, Tensor x, Tensor weight, const LinearSink& sink) {
-  const TensorTiles<T> job{x.data<T>(), weight.data<T>(), x.stride(0), weight.stride(0),
-                           x.size(0),   weight.size(0),   x.size(1)};
-  constexpr int kShared = kTensorStages * kTensorUnits * 16;
-  allow_shared_once<linear_tensor_tiles<T>>(on, kShared);
-  const dim3 grid(blocks_of(job.rows, kTensorRows), blocks_of(job.columns, kTensorColumns));
-  run(on, linear_tensor_tiles<T>, grid, dim3(256), kShared, job, sink);
-}
-
 template <typename T>
 void linear_half(const Launch& on, Tensor x, Tensor weight, const LinearSink& sink) {
-  if (x.size(0) > kStreamedRows) return linear_tensor<T>(on, x, weight, sink);
-  const PlainWeights<T, kPlainWindow> weights{weight.data<T>(), weight.stride(0), x.size(1),
-                                              weight.size(0)};
-  skinny_launch<PlainWeights<T, kPlainWindow>, T>(on, weights, x, sink);
+  const T *from = x.data<T>(), *w = weight.data<T>();
+  const int64_t w_step = weight.stride(0), columns = weight.size(0), depth = x.size(1);
+  if (x.size(0) > kStreamedRows)
+    return tensor_launch<T>(on, {from, w, x.stride(0), w_step, x.size(0), columns, depth}, sink);
+  const PlainWeights<T, kPlainWindow> weights{w, w_step, depth, columns};
+  skinny_launch(on, weights, skinny_input<T>(x), sink);
 }
 
 lt::Type library_type(const Tensor& t) {
   return is<float>(t) ? lt::kR32F : is<bf16>(t) ? lt::kR16BF : lt::kR16F;
 }
 
-// Below these, our own kernels serve, whose results do not depend on the number of rows.
-constexpr int64_t kLibraryRows = kSkinnyRows + 1;
-constexpr int64_t kLibraryProducts = int64_t{1} << 24, kLibraryProductsFloat = int64_t{1} << 31;
+constexpr int64_t kLibraryRows = kSkinnyRows + 1, kLibraryProductsFloat = int64_t{1} << 31;
 
 // Whether the library has run it: equal types of x and weight, the bias as the output.
 bool linear_library(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Tensor out) {

@@ -47,7 +47,7 @@ void pack_int8_weight(Tensor weight, Tensor codes, Tensor scales) {
   dispatch_float(op, "weight", weight, [&](auto tag) {
     using W = decltype(tag);
     const PlainMatrix<W> from{weight.data<W>(), weight.stride(0), weight.size(0), weight.size(1)};
-    run(on, pack_int8_rows<W>, dim3(static_cast<unsigned>(codes.size(0) * 8)), dim3(256), 0, from,
+    run(on, pack_int8_tiles<W>, dim3(static_cast<unsigned>(codes.size(0) * 8)), dim3(256), 0, from,
         codes.size(1), codes.data<uint32_t>(), scales.data<float>());
   });
 }

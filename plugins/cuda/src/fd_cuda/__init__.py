@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fd_core.api.device import DeviceInfo
     from fd_core.api.kernel import Kernel
     from fd_core.api.platform import Platform
+    from fd_core.api.quant import QuantMethod
     from fd_core.api.verdict import Verdict
 
 
@@ -25,6 +26,15 @@ def fd_kernels(device: DeviceInfo) -> list[Kernel]:
     from fd_cuda.kernels import kernels
 
     return kernels(device) if device.device.type == "cuda" else []
+
+
+@hookimpl
+def fd_quant_methods(device: DeviceInfo) -> list[type[QuantMethod]]:
+    if device.device.type != "cuda":
+        return []
+    from fd_cuda.quant import METHODS
+
+    return list(METHODS)
 
 
 @hookimpl

@@ -4,6 +4,7 @@
 
 #include "fd/cuda.h"
 #include "fd/skinny.cuh"
+#include "fd/tensor_tiles.cuh"
 
 namespace fd {
 
@@ -57,6 +58,33 @@ void allow_shared_once(const Launch& on, size_t bytes) {
   asked.fetch_or(bit);
 }
 
+// Up to these rows, weights are streamed past eight at a time; beyond, tiles use them better.
+constexpr int64_t kStreamedRows = 64;
+// Fewer products than these are not worth a library's call: our own kernels serve.
+constexpr int64_t kLibraryProducts = int64_t{1} << 24;
+
+// x [M, K] for skinny_launch.
+template <typename T>
+SkinnyInput<T> skinny_input(const Tensor& x) {
+  return {x.data<T>(), x.stride(0), x.size(1), static_cast<int>(x.size(0)), 1};
+}
+
+// Any number of rows on tensor cores, without a library. `fold`: how parts of K are added up.
+template <typename T, typename Fold, typename Sink>
+void tensor_launch(const Launch& on, const TensorTiles<T>& job, const Fold& fold,
+                   const Sink& sink) {
+  constexpr int kShared = kTensorStages * kTensorUnits * 16;
+  allow_shared_once<linear_tensor_tiles<T, Fold, Sink>>(on, kShared);
+  const dim3 grid(blocks_of(job.rows, kTensorRows), blocks_of(job.columns, kTensorColumns));
+  run(on, linear_tensor_tiles<T, Fold, Sink>, grid, dim3(256), kShared, job, fold, sink);
+}
+
+// The bits of skinny_launch.
+template <typename T, typename Sink>
+void tensor_launch(const Launch& on, const TensorTiles<T>& job, const Sink& sink) {
+  tensor_launch(on, job, PlainFold{skinny_slice(job.depth, kPlainWindow)}, sink);
+}
+
 // What launches ask of a device, asked once.
 struct DeviceLimits {
   int processors, shared_of_block, shared_of_processor;
@@ -76,18 +104,18 @@ inline const DeviceLimits& device_limits(const Launch& on) {
 
 // y = x W^T for few rows; `S` windows of weights under way in each warp, at most `per_sm` blocks on
 // a multiprocessor.
-template <typename Weights, typename T, int S>
-void skinny_launch_staged(const Launch& on, const Weights& weights, Tensor x,
-                          const LinearSink& sink, int per_sm) {
+template <typename Weights, typename T, int S, typename Sink>
+void skinny_launch_staged(const Launch& on, const Weights& weights, SkinnyInput<T> input,
+                          const Sink& sink, int per_sm) {
   const DeviceLimits& limits = device_limits(on);
-  const int rows = static_cast<int>(x.size(0)), groups = (rows + kSkinnyRows - 1) / kSkinnyRows;
-  const SkinnyInput<T> input{x.data<T>(), x.stride(0), x.size(1), rows, groups};
   const int crowded = std::min(limits.shared_of_processor / (per_sm + 1), limits.shared_of_block);
-  const int shared = std::max(skinny_shared<Weights>(S, std::min(rows, kSkinnyRows)), crowded);
-  allow_shared_once<linear_skinny<Weights, T, S>>(on, limits.shared_of_block);
+  const int shared =
+      std::max(skinny_shared<Weights>(S, std::min(input.rows, kSkinnyRows)), crowded);
+  allow_shared_once<linear_skinny<Weights, T, S, Sink>>(on, limits.shared_of_block);
   const unsigned tiles = blocks_of(weights.columns, kSkinnyTile);
-  run_overlapped(on, linear_skinny<Weights, T, S>, dim3(tiles * static_cast<unsigned>(groups)),
-                 dim3(32 * kSkinnyWarps), shared, weights, input, sink);
+  run_overlapped(on, linear_skinny<Weights, T, S, Sink>,
+                 dim3(tiles * static_cast<unsigned>(input.groups)), dim3(32 * kSkinnyWarps), shared,
+                 weights, input, sink);
 }
 
 constexpr int kSharedOfSystem = 1024;  // bytes of every block
@@ -95,19 +123,21 @@ constexpr int kSharedOfSystem = 1024;  // bytes of every block
 // Few blocks share the multiprocessors evenly: started early, they would crowd on those that are
 // free first. Two on one with deep rings read fastest; where those do not fit, three with flat
 // ones.
-template <typename Weights, typename T>
-void skinny_launch(const Launch& on, const Weights& weights, Tensor x, const LinearSink& sink) {
+template <typename Weights, typename T, typename Sink>
+void skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> input,
+                   const Sink& sink) {
   constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat;
   const DeviceLimits& limits = device_limits(on);
-  const int64_t groups = blocks_of(x.size(0), kSkinnyRows), sms = limits.processors;
-  const int64_t tiles = blocks_of(weights.columns, kSkinnyTile) * groups;
+  input.groups = static_cast<int>(blocks_of(input.rows, kSkinnyRows));
+  const int64_t tiles = int64_t{blocks_of(weights.columns, kSkinnyTile)} * input.groups;
+  const int64_t sms = limits.processors;
   const int per_sm = static_cast<int>(std::min<int64_t>((tiles + sms - 1) / sms, 3));
-  const int rows = static_cast<int>(std::min<int64_t>(x.size(0), kSkinnyRows));
+  const int rows = std::min(input.rows, kSkinnyRows);
   const int deep = skinny_shared<Weights>(kDeep, rows) + kSharedOfSystem,
             twice = std::min(per_sm, 2);
   if (deep * twice <= limits.shared_of_processor && deep <= limits.shared_of_block)
-    return skinny_launch_staged<Weights, T, kDeep>(on, weights, x, sink, twice);
-  skinny_launch_staged<Weights, T, kFlat>(on, weights, x, sink, per_sm);
+    return skinny_launch_staged<Weights, T, kDeep>(on, weights, input, sink, twice);
+  skinny_launch_staged<Weights, T, kFlat>(on, weights, input, sink, per_sm);
 }
 
 }  // namespace fd

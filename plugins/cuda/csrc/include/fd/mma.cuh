@@ -19,9 +19,36 @@
 
 namespace fd {
 
+// Two steps of k of int8 in the place of one 16-bit element: the same operands then hold 32 steps.
+struct int8x2 {
+  int8_t at[2];
+};
+
+// What products of T are summed in.
 template <typename T>
-__device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4],
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<int8x2> {
+  using type = int32_t;
+};
+
+template <typename T>
+__device__ __forceinline__ void mma_16x8x16(typename SumOf<T>::type (&c)[4], const uint32_t (&a)[4],
                                             const uint32_t (&b)[2]);
+
+template <>
+__device__ __forceinline__ void mma_16x8x16<int8x2>(int32_t (&c)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[2]) {
+#if FD_SM80
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
 
 template <>
 __device__ __forceinline__ void mma_16x8x16<bf16>(float (&c)[4], const uint32_t (&a)[4],
@@ -119,7 +146,8 @@ __device__ __forceinline__ uint32_t pack2(float low, float high) {
   return *reinterpret_cast<uint32_t*>(&pair);
 }
 
-// An 8 x 8 matrix of 16-bit elements spread over a warp, two of row lane / 4 in each lane, transposed.
+// An 8 x 8 matrix of 16-bit elements spread over a warp, two of row lane / 4 in each lane,
+// transposed.
 __device__ __forceinline__ uint32_t transposed(uint32_t x) {
 #if FD_SM80
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(x));

@@ -25,7 +25,7 @@ __device__ __forceinline__ int code_of(float x, float scale, float low, float hi
 // A block packs the rows g and g + 8 of a tile: blockIdx.x = 8 * tile + g.
 template <typename W>
 __global__ void __launch_bounds__(256)
-    pack_int8_rows(PlainMatrix<W> from, int64_t windows, uint32_t* to, float* scales) {
+    pack_int8_tiles(PlainMatrix<W> from, int64_t windows, uint32_t* to, float* scales) {
   __shared__ float scratch[kWarp];
   const int64_t tile = blockIdx.x / 8, depth = windows * kInt8Window;
   const int g = blockIdx.x % 8;

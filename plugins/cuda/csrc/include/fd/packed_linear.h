@@ -64,7 +64,7 @@ template <typename Weights, typename T>
 void packed_linear(const Launch& on, const Weights& weights, Tensor x, OptTensor bias, Tensor out,
                    const LinearSink& sink) {
   if (x.size(0) > kPackedRows) return packed_strips<Weights, T>(on, weights, x, bias, out);
-  skinny_launch<Weights, T>(on, weights, x, sink);
+  skinny_launch(on, weights, skinny_input<T>(x), sink);
 }
 
 inline void check_packed_input(const char* op, const Tensor& x) {

@@ -91,7 +91,7 @@ struct Int8Weights {
 #pragma unroll
     for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int8_pair<T>(words[i / 2] >> (i % 2 * 8));
   }
-  __device__ __forceinline__ float scale(int64_t n) const { return scales[n]; }
+  __device__ __forceinline__ float finish(float sum, int64_t n) const { return sum * scales[n]; }
   // Of rows g and g + 8 of a tile, wherever they are kept.
   __device__ __forceinline__ float2 row_scales(const uint4*, int64_t tile, int lane) const {
     const int64_t n = tile * kSkinnyTile + lane / 4;
@@ -127,7 +127,7 @@ struct Int4Weights {
 #pragma unroll
     for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int4_pair<T>(words[i / 4] >> (i % 4 * 4));
   }
-  __device__ __forceinline__ float scale(int64_t) const { return 1.f; }
+  __device__ __forceinline__ float finish(float sum, int64_t) const { return sum; }
   __device__ __forceinline__ float2 row_scales(const uint4* slot, int64_t, int lane) const {
     return window_scales(slot, lane);
   }

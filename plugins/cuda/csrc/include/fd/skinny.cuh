@@ -7,7 +7,8 @@
 // rows of x there are nor on which they are.
 //
 // `Weights` says how W is stored: kWindow (steps of k, a multiple of 32), kUnits (16-byte units of
-// a lane per window), fetch(), operands(), scale(). Of a window's steps, those of lane 4 * g + t
+// a lane per window), fetch(), operands(), and finish(), which a
+// sum passes through. Of a window's steps, those of lane 4 * g + t
 // are 32 * s + 8 * t + (0 .. 7) for s = 0 .. kWindow / 32 - 1.
 #pragma once
 #include "fd/any_float.cuh"
@@ -76,7 +77,10 @@ struct PlainWeights {
     a[0][0] = top.x, a[0][1] = bottom.x, a[0][2] = top.y, a[0][3] = bottom.y;
     a[1][0] = top.z, a[1][1] = bottom.z, a[1][2] = top.w, a[1][3] = bottom.w;
   }
-  __device__ __forceinline__ float scale(int64_t) const { return 1.f; }
+  template <typename Sum>
+  __device__ __forceinline__ Sum finish(Sum sum, int64_t) const {
+    return sum;
+  }
 };
 
 // Units of a window in a warp's ring: weights, what belongs to them, the rows of x.
@@ -96,6 +100,7 @@ __host__ __device__ constexpr int skinny_shared(int stages, int rows) {
 template <typename Weights, typename T>
 struct SkinnyWarp {
   static constexpr int kSubs = Weights::kWindow / 32;
+  using Sum = typename SumOf<T>::type;
   const Weights& weights;
   const SkinnyInput<T>& input;
   WindowRange range;
@@ -142,7 +147,7 @@ struct SkinnyWarp {
       for (int s = 0; s < kSubs; ++s) *x_slot(ring + i * stage, s) = held[i][s];
   }
   // With scales by windows: their products first, then scaled onto the sum.
-  __device__ __forceinline__ void add_window(float (&sum)[4], const uint4* slot) const {
+  __device__ __forceinline__ void add_window(Sum (&sum)[4], const uint4* slot) const {
     if constexpr (Weights::kExtra == 0) {
       multiply(sum, slot);
     } else {
@@ -153,7 +158,7 @@ struct SkinnyWarp {
       sum[2] = fmaf(part[2], scale.y, sum[2]), sum[3] = fmaf(part[3], scale.y, sum[3]);
     }
   }
-  __device__ __forceinline__ void multiply(float (&sum)[4], const uint4* slot) const {
+  __device__ __forceinline__ void multiply(Sum (&sum)[4], const uint4* slot) const {
 #pragma unroll
     for (int s = 0; s < kSubs; ++s) {
       const uint4 x = has_row() ? *x_slot(const_cast<uint4*>(slot), s) : uint4{};
@@ -167,12 +172,12 @@ struct SkinnyWarp {
 };
 
 // Adds the warps' sums in their order and hands them to the sink.
-template <typename Weights>
-__device__ __forceinline__ void skinny_finish(const float (&sum)[4], float* shared, int64_t tile,
+template <typename Weights, typename Sum, typename Sink>
+__device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, int64_t tile,
                                               int64_t m0, int rows, const Weights& weights,
-                                              const LinearSink& sink) {
+                                              const Sink& sink) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  float* mine = shared + warp * kSkinnyTile * kSkinnyRows;
+  Sum* mine = shared + warp * kSkinnyTile * kSkinnyRows;
   __syncthreads();  // the ring is no longer read
 #pragma unroll
   for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
@@ -180,16 +185,16 @@ __device__ __forceinline__ void skinny_finish(const float (&sum)[4], float* shar
   const int m = threadIdx.x / kSkinnyTile;
   const int64_t n = tile * kSkinnyTile + threadIdx.x % kSkinnyTile;
   if (m >= rows || n >= weights.columns) return;
-  float total = 0.f;
+  Sum total = 0;
 #pragma unroll
   for (int w = 0; w < kSkinnyWarps; ++w)
     total += shared[w * kSkinnyTile * kSkinnyRows + threadIdx.x];
-  sink.put(m0 + m, n, total * weights.scale(n));
+  sink.put(m0 + m, n, weights.finish(total, n));
 }
 
-template <typename Weights, typename T, int S>
+template <typename Weights, typename T, int S, typename Sink>
 __global__ void __launch_bounds__(32 * kSkinnyWarps)
-    linear_skinny(Weights weights, SkinnyInput<T> input, LinearSink sink) {
+    linear_skinny(Weights weights, SkinnyInput<T> input, Sink sink) {
 #if FD_SM80
   extern __shared__ uint4 skinny_ring[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -211,7 +216,8 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
   let_next_start();
   wait_for_inputs();
   self.template first_x<S>();
-  float sum[4] = {};
+  using Sum = typename SumOf<T>::type;
+  Sum sum[4] = {};
   uint4* slot = self.ring;
   for (int i = 0; i < self.range.count; ++i) {
     copy_async_wait<S - 1>();
@@ -224,7 +230,7 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
     slot = slot + stage == self.ring + S * stage ? self.ring : slot + stage;
   }
   copy_async_wait<0>();
-  skinny_finish(sum, reinterpret_cast<float*>(skinny_ring), tile, m0, input.rows, weights, sink);
+  skinny_finish(sum, reinterpret_cast<Sum*>(skinny_ring), tile, m0, input.rows, weights, sink);
 #endif
 }
 

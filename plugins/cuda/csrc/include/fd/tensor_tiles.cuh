@@ -42,8 +42,11 @@ __device__ __forceinline__ void tensor_stage(uint4* to, const TensorTiles<T>& jo
 
 // A warp's 32 x 32 outputs: two tiles of 16 along n, four of 8 along m.
 template <typename T>
-__device__ __forceinline__ void tensor_multiply(float (&sum)[2][4][4], const uint4* w,
-                                                const uint4* x, int lane) {
+using TensorSums = typename SumOf<T>::type[2][4][4];
+
+template <typename T>
+__device__ __forceinline__ void tensor_multiply(TensorSums<T>& sum, const uint4* w, const uint4* x,
+                                                int lane) {
   uint4 b[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) b[j] = x[(8 * j + lane / 4) * 4 + lane % 4];
@@ -62,19 +65,43 @@ __device__ __forceinline__ void tensor_multiply(float (&sum)[2][4][4], const uin
   }
 }
 
-__device__ __forceinline__ void tensor_add(float (&total)[2][4][4], float (&sum)[2][4][4]) {
+// How sums of `length` steps of k come onto the total: as they are.
+struct PlainFold {
+  int64_t length;
+  template <typename Sum>
+  __device__ __forceinline__ Sum scaled(Sum sum, int64_t, int64_t, int64_t) const {
+    return sum;
+  }
+};
+
+// Under a scale for each row of x and block, [rows, blocks], and one for each block and 128 rows of
+// W, [blocks, ceil(columns / 128)].
+struct BlockFold {
+  int64_t length;
+  const float* x_scales;
+  const float* w_scales;
+  int64_t rows, columns, x_step, w_step;
+  __device__ __forceinline__ float scaled(float sum, int64_t block, int64_t m, int64_t n) const {
+    if (m >= rows || n >= columns) return 0.f;
+    return sum * (x_scales[m * x_step + block] * w_scales[block * w_step + n / 128]);
+  }
+};
+
+// `n`, `m`: this lane's first row of W and of x.
+template <typename Sum, typename Fold>
+__device__ __forceinline__ void tensor_add(Sum (&total)[2][4][4], Sum (&sum)[2][4][4],
+                                           const Fold& fold, int64_t part, int64_t n, int64_t m) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) {
-    float& from = sum[i / 16][i / 4 % 4][i % 4];
-    total[i / 16][i / 4 % 4][i % 4] += from;
-    from = 0.f;
+  for (int e = 0; e < 32; ++e) {
+    const int i = e / 16, j = e / 4 % 4, c = e % 4;
+    total[i][j][c] += fold.scaled(sum[i][j][c], part, m + 8 * j + c % 2, n + 16 * i + c / 2 * 8);
+    sum[i][j][c] = 0;
   }
 }
 
-// `n`, `m`: this lane's first row of W and of x.
-__device__ __forceinline__ void tensor_store(const float (&total)[2][4][4], int64_t n, int64_t m,
-                                             int64_t columns, int64_t rows,
-                                             const LinearSink& sink) {
+template <typename Sum, typename Sink>
+__device__ __forceinline__ void tensor_store(const Sum (&total)[2][4][4], int64_t n, int64_t m,
+                                             int64_t columns, int64_t rows, const Sink& sink) {
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -86,22 +113,23 @@ __device__ __forceinline__ void tensor_store(const float (&total)[2][4][4], int6
       }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(256, 2) linear_tensor_tiles(TensorTiles<T> job, LinearSink sink) {
+template <typename T, typename Fold, typename Sink>
+__global__ void __launch_bounds__(256, 2)
+    linear_tensor_tiles(TensorTiles<T> job, Fold fold, Sink sink) {
 #if FD_SM80
   extern __shared__ uint4 tensor_ring[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wn = warp % 4 * 32, wm = warp / 4 * 32;
   const int64_t n0 = int64_t{blockIdx.y} * kTensorColumns, m0 = int64_t{blockIdx.x} * kTensorRows;
-  const int64_t slice = skinny_slice(job.depth, kPlainWindow);
 #pragma unroll
   for (int i = 0; i < kTensorStages - 1; ++i) {
     tensor_stage(tensor_ring + i * kTensorUnits, job, n0, m0, int64_t{i} * kTensorDepth);
     copy_async_commit();
   }
-  float total[2][4][4] = {}, sum[2][4][4] = {};
+  TensorSums<T> total = {}, sum = {};
   int at = 0, next = kTensorStages - 1;
-  int64_t left = slice;  // of the current eighth
+  const int64_t n = n0 + wn + lane / 4, m = m0 + wm + lane % 4 * 2;
+  int64_t left = fold.length, part = 0;
   for (int64_t k = 0; k < job.depth; k += kTensorDepth) {
     copy_async_wait<kTensorStages - 2>();
     __syncthreads();
@@ -111,12 +139,12 @@ __global__ void __launch_bounds__(256, 2) linear_tensor_tiles(TensorTiles<T> job
     const uint4* stage = tensor_ring + at * kTensorUnits;
     tensor_multiply<T>(sum, stage + wn * 4, stage + (kTensorColumns + wm) * 4, lane);
     left -= kTensorDepth;
-    if (left == 0) tensor_add(total, sum), left = slice;
+    if (left == 0) tensor_add(total, sum, fold, part++, n, m), left = fold.length;
     at = (at + 1) % kTensorStages, next = (next + 1) % kTensorStages;
   }
-  tensor_add(total, sum);
+  if (left < fold.length) tensor_add(total, sum, fold, part, n, m);
   copy_async_wait<0>();
-  tensor_store(total, n0 + wn + lane / 4, m0 + wm + lane % 4 * 2, job.columns, job.rows, sink);
+  tensor_store(total, n, m, job.columns, job.rows, sink);
 #endif
 }
 
