@@ -22,7 +22,8 @@ def _case(rows: int, vocab: int, size: int, indices: list[int] | None = None) ->
             "indices": None if indices is None else np.array(indices, np.int32),
         }
 
-    return Case(f"{rows}x{vocab}-{size}-{indices}", args, FLOATS)
+    coupled = "" if indices is None else "indices name rows of the whole batch"
+    return Case(f"{rows}x{vocab}-{size}-{indices}", args, FLOATS, coupled=coupled)
 
 
 CASES = [

@@ -29,7 +29,8 @@ def _case(rows: int, vocab: int, k: int, kind: str = "normal", bench: bool = Fal
             logits[rng.random((rows, vocab)) < 0.1] = np.nan
             logits[:1] = -np.inf
             logits[1:2, 1:3] = np.inf
-        return {"logits": logits, "token_ids": rng.integers(0, vocab, rows), "k": k}
+        tokens = rng.integers(0, max(1, vocab - 1), rows)  # valid in a row without its last column too
+        return {"logits": logits, "token_ids": tokens, "k": k}
 
     return Case(f"{rows}x{vocab}-k{k}-{kind}", args, (float32,), bench, bytes=4 * rows * vocab)
 

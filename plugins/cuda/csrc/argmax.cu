@@ -79,7 +79,7 @@ namespace fd {
 // Enough blocks to fill the device, and spans of at least 16 KiB.
 template <typename T>
 int argmax_parts(const Launch& on, int64_t n, int64_t width) {
-  const int64_t wanted = (int64_t{8} * on.processors() + n - 1) / n;
+  const int64_t wanted = int64_t{8} * on.processors() / n;
   const int64_t most = (width * int64_t{sizeof(T)} + (16 << 10) - 1) / (16 << 10);
   return static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
 }

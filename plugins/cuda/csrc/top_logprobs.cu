@@ -59,7 +59,7 @@ __device__ uint32_t top_floor(const TopEntries& entries, int64_t k) {
 }
 
 // The key that exactly `wanted` keys below `last` reach: a radix descent, 11 bits at a time.
-__device__ uint64_t top_threshold(const TopEntries& entries, uint64_t last, uint32_t wanted,
+__device__ __noinline__ uint64_t top_threshold(const TopEntries& entries, uint64_t last, uint32_t wanted,
                                   SelectShared& s) {
   Above above{0, 0};
   uint64_t prefix = 0, mask = 0;
@@ -82,7 +82,7 @@ __device__ uint64_t top_threshold(const TopEntries& entries, uint64_t last, uint
 }
 
 // Entries with least <= key < last, at most kCandidates of which are held; how many there are.
-__device__ int top_hold(const TopEntries& entries, uint64_t least, uint64_t last, SelectShared& s) {
+__device__ __noinline__ int top_hold(const TopEntries& entries, uint64_t least, uint64_t last, SelectShared& s) {
   if (threadIdx.x == 0) s.used = 0;
   __syncthreads();
   entries.each(static_cast<uint32_t>(least >> 32), [&](float x, int id) {

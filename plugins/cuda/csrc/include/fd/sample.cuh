@@ -21,6 +21,59 @@ __device__ __forceinline__ float tail_floor(float mass, float top_p, int64_t wid
   return value > 0 ? static_cast<float>(value) : 0.f;
 }
 
+// Sums over groups of `lanes` adjacent lanes.
+template <typename T>
+__device__ __forceinline__ T lanes_sum(T x, int lanes) {
+  for (int d = lanes / 2; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  return x;
+}
+
+constexpr int kFewCandidates = 128;
+
+// The draw among few entries: each is compared with all others by lanes of its own.
+template <typename Value>
+__device__ __noinline__ int64_t sample_few(const Entries<Value>& entries, const Truncation& t, bool top_k,
+                              uint64_t bits, SelectShared& s) {
+  // Space of the histogram, which nothing else uses here.
+  uint64_t *first = reinterpret_cast<uint64_t*>(s.low), *second = first + kFewCandidates;
+  const int n = s.used;
+  int lanes = kSelectThreads / kFewCandidates;
+  while (lanes < kWarp && n * lanes * 2 <= kSelectThreads) lanes *= 2;
+  const int i = static_cast<int>(threadIdx.x) / lanes, lane = static_cast<int>(threadIdx.x) % lanes;
+  const float p = i < n ? s.value[i] : 0.f;
+  const int id = i < n ? s.id[i] : 0x7fffffff;
+  int count = 0;
+  uint64_t mass = 0;
+  for (int j = lane; j < n; j += lanes)
+    if (s.value[j] > p) ++count, mass += weight(s.value[j]);
+  count = lanes_sum(count, lanes), mass = lanes_sum(mass, lanes);
+  uint64_t own = !top_k || count < t.top_k ? weight(p) : 0;
+  if (lane == 0 && i < n) first[i] = own;
+  __syncthreads();
+  if (t.top_p < 1.f) {
+    uint64_t base = 0;
+    for (int j = lane; j < n; j += lanes) base += first[j];
+    base = lanes_sum(base, lanes);
+    const bool renormalised = t.renormalise && top_k && n >= t.top_k;
+    const double bound =
+        static_cast<double>(t.top_p) * (renormalised ? static_cast<double>(base) : kMassOne);
+    if (!(static_cast<double>(mass) < bound)) own = 0;
+  }
+  if (lane == 0 && i < n) second[i] = own;
+  if (threadIdx.x == 0) s.best_id = -1;
+  __syncthreads();
+  uint64_t before = 0, total = 0;
+  for (int j = lane; j < n; j += lanes) {
+    total += second[j];
+    if (s.id[j] < id) before += second[j];
+  }
+  before = lanes_sum(before, lanes), total = lanes_sum(total, lanes);
+  const uint64_t target = scale_bits(bits, total);
+  if (lane == 0 && own != 0 && before <= target && target < before + own) s.best_id = id;
+  __syncthreads();
+  return s.best_id >= 0 ? s.best_id : best_id(entries.row, s);
+}
+
 template <typename Value>
 __device__ int64_t sample_row(const MassRow<Value>& row, const Truncation& t, float mass,
                               uint64_t bits, SelectShared& s) {
@@ -32,6 +85,7 @@ __device__ int64_t sample_row(const MassRow<Value>& row, const Truncation& t, fl
   else if (t.top_p < 1.f && cut == 0.f)
     floor = tail_floor(mass, t.top_p, row.rows.width);
   const Entries<Value> entries(row, s, floor, floor > 0.f || row.rows.width <= kCandidates);
+  if (entries.held && s.used <= kFewCandidates) return sample_few(entries, t, top_k, bits, s);
   double base = kMassOne;
   if (top_k) {
     const uint32_t wanted = static_cast<uint32_t>(t.top_k);

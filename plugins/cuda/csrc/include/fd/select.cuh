@@ -28,7 +28,7 @@ struct AsLogit {
   }
 };
 
-struct SelectShared {
+struct alignas(16) SelectShared {
   uint32_t low[kBins], high[kBins], count[kBins];  // 64-bit sums in two halves, and counts
   float value[kCandidates];
   int id[kCandidates];
@@ -149,7 +149,7 @@ struct Entries {
 
 // A value that at least k entries reach: the k-th largest of the threads' maxima, or somewhat less.
 template <typename Value>
-__device__ float reached_by(const MassRow<Value>& row, int64_t k) {
+__device__ __noinline__ float reached_by(const MassRow<Value>& row, int64_t k) {
   if (k > kSelectThreads) return 0.f;
   float own = 0.f;
   for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads)
@@ -160,7 +160,7 @@ __device__ float reached_by(const MassRow<Value>& row, int64_t k) {
   while (high - low > 1) {
     const int middle = low + (high - low) / 2, reach = __syncthreads_count(key >= middle);
     (reach >= wanted ? low : high) = middle;
-    if (reach >= wanted && reach <= wanted + wanted / 8) break;
+    if (reach >= wanted && reach <= wanted + wanted / 4 + 8) break;
   }
   return __int_as_float(low);
 }
@@ -209,7 +209,7 @@ __device__ void find_bin(SelectShared& s, int bins, Above above, F&& reached) {
 // above it is true: a radix descent over the float's bits (11, 10, 10 below the sign), which order
 // positive floats. `reached` never true: everything.
 template <typename Value, typename F>
-__device__ Upper walk_down(const Entries<Value>& entries, F&& reached) {
+__device__ __noinline__ Upper walk_down(const Entries<Value>& entries, F&& reached) {
   SelectShared& s = entries.shared;
   Above above{0, 0};
   uint32_t prefix = 0, mask = 0;
@@ -238,7 +238,7 @@ __device__ Upper walk_down(const Entries<Value>& entries, F&& reached) {
 
 // Lowest id of the row's largest value; 0 if there is no number.
 template <typename Value>
-__device__ int64_t best_id(const MassRow<Value>& row, SelectShared& s) {
+__device__ __noinline__ int64_t best_id(const MassRow<Value>& row, SelectShared& s) {
   if (threadIdx.x == 0) s.best_id = 0x7fffffff;
   __syncthreads();
   for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads) {
@@ -280,7 +280,7 @@ __device__ void bucket_row(const MassRow<Value>& row, float cut, int shift, Sele
 // The first id, in id order, at which the running weight of the entries >= cut passes
 // floor(bits / 2^64 * their total); the argmax if they weigh nothing.
 template <typename Value>
-__device__ int64_t draw(const Entries<Value>& entries, float cut, uint64_t bits) {
+__device__ __noinline__ int64_t draw(const Entries<Value>& entries, float cut, uint64_t bits) {
   SelectShared& s = entries.shared;
   const MassRow<Value>& row = entries.row;
   int shift = 7;

@@ -50,13 +50,14 @@ __global__ void __launch_bounds__(kSegmentThreads) vocab_parts(PartsJob job) {
   const int64_t row = blockIdx.x / segments, segment = blockIdx.x % segments;
   const int64_t g = segment * kSegmentThreads + threadIdx.x;
   const int64_t size = min(static_cast<int64_t>(kSegment), job.rows.width - segment * kSegment);
+  const bool tempered = Softmax && job.temperature != nullptr;
+  const float temperature = tempered ? job.temperature[row] : 1.f;
   const Group group(job.rows, row, g);
   let_next_start();
   const float own = group.max(), best = block_reduce<Max>(own, scratch[0]);
   RowPart part{best, 0.f, 0x7fffffff, 0};
   if (job.groups != nullptr) job.groups[row * segments * kSegmentThreads + g] = own;
   if constexpr (Softmax) {
-    const float temperature = job.temperature != nullptr ? job.temperature[row] : 1.f;
     if (one_hot(temperature) || fabsf(best) == INFINITY)
       part.hot = block_min(group.find(best, g), ids);
     if (!one_hot(temperature))

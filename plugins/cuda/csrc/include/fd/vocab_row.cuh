@@ -5,7 +5,7 @@
 
 namespace fd {
 
-constexpr int kSegmentThreads = 256;
+constexpr int kSegmentThreads = 128;
 constexpr int kGroupPacks = 8;  // groups: packs of four entries, a segment's width apart
 constexpr int kSegment = kSegmentThreads * kGroupPacks * 4;
 
@@ -59,10 +59,12 @@ __device__ __forceinline__ bool one_hot(float temperature) {
   return temperature < 2.938735877055719e-39f;  // 2^-128
 }
 
-// Scale of logits for exponentials of base 2.
+// log2(e) / T, rounded once: the scale of logits for exponentials of base 2.
 __device__ __forceinline__ float exp_scale(float temperature) {
-  return fminf(static_cast<float>(1.4426950408889634 / static_cast<double>(temperature)),
-               3.402823466e38f);
+  constexpr float kHigh = 1.44269502f, kLow = 1.92596299e-8f;
+  const float scale = kHigh / temperature;
+  if (!(scale < 1e38f)) return fminf(scale, 3.402823466e38f);
+  return scale + (fmaf(-scale, temperature, kHigh) + kLow) / temperature;
 }
 
 __device__ __forceinline__ float exp2_fast(float x) {
