@@ -20,8 +20,10 @@ from fd_core.engine.kv_manager import KVManager
 from fd_core.engine.kv_pools import KVPools
 from fd_core.engine.request import ModelInfo
 from fd_core.engine.runner import ModelRunner
+from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.plugins import plugin_host
 from fd_core.host.session import Session, open_session
+from fd_core.host.weights_dtype import check_weights_dtype
 from fd_core.layers.context import ModelContext
 from fd_core.loader.open import open_source
 from fd_core.models.base import CausalLM
@@ -80,6 +82,7 @@ def build_model(config: EngineConfig, session: Session, progress: Progress = log
 
 def model_context(config: EngineConfig, session: Session, parsed: ModelConfig) -> ModelContext:
     dtype = dt.dtype(parsed.dtype if config.dtype == "auto" else config.dtype)
+    refuse_dtype(session, dtype)
     wanted = parse_quantization(parsed.quantization_config, config.quantization, session.quant_methods)
     chooser = QuantChooser(wanted, session.quant_methods, session.device, session.platform, session.ops)
     return ModelContext(
@@ -96,6 +99,15 @@ def model_context(config: EngineConfig, session: Session, parsed: ModelConfig) -
         attention_backends=session.attention_backends,
         attention_backend=config.attention_backend or environ.value("FD_ATTENTION_BACKEND") or "",
     )
+
+
+def refuse_dtype(session: Session, dtype: DType) -> None:
+    """UnsupportedOpError before anything is loaded, where the device computes in other types only."""
+    if session.device.activation_dtype is not None:
+        return  # whatever the weights are, activations have a type of the device's choice
+    verdict = check_weights_dtype(session.ops, session.device, dtype)
+    if not verdict.ok:
+        raise UnsupportedOpError(str(verdict), verdict)
 
 
 def cache_dtype(config: EngineConfig, dtype: DType) -> DType:
