@@ -1,4 +1,4 @@
-"""Whether a device's kernels compute in a checkpoint's element type: asked once, before anything is loaded."""
+"""Whether a device's kernels compute in a checkpoint's element type: asked before anything is loaded."""
 
 from __future__ import annotations
 
