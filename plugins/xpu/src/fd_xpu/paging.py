@@ -96,7 +96,14 @@ def _group(
 
 
 def check_step(
-    op: str, cu: Array, lengths: Array, table: Array, blocks: int, block_size: int, window: int
+    op: str,
+    cu: Array,
+    lengths: Array,
+    table: Array,
+    blocks: int,
+    block_size: int,
+    window: int,
+    argument: str = "block_table",
 ) -> None:
     """ValueError for a length below the number of queries, or a needed block that is not there."""
     for s, n in enumerate(np.diff(cu).tolist()):
@@ -106,7 +113,7 @@ def check_step(
         for block in needed:
             have = table[s, block] if block < table.shape[1] else None
             known = have is not None and 0 <= have < blocks
-            label = f"{op}.block_table: sequence {s}, block {block}"
+            label = f"{op}.{argument}: sequence {s}, block {block}"
             check(bool(known), label, f"an id in [0, {blocks})", have)
 
 

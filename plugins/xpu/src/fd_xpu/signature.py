@@ -5,8 +5,9 @@
     "out ... I/2 : x"      an output; the dimensions `...` as elsewhere; the type of parameter x
     "attr"                 no tensor
 
-A size is a number, a name (bound where it first appears, equal afterwards), `>=name`, or a sum of products
-of these and of integer attributes (`q_size+2*kv_size`, `I/2`). `...` stands for any number of dimensions.
+A size is a number, a name (bound where it first appears, equal afterwards), `>=name`, or a sum or
+difference of products of these and of integer attributes (`q_size+2*kv_size`, `I/2`). `...` stands for any
+number of dimensions.
 """
 
 from __future__ import annotations
@@ -138,12 +139,13 @@ def _fits(word: str, have: int, sizes: Sizes) -> bool:
 
 def evaluate(text: str, sizes: Mapping[str, Any]) -> int:
     """A sum of products; a quotient must be whole, else it fits nothing."""
-    return sum(prod(_factor(part, sizes) for part in term.split("*")) for term in text.split("+"))
+    terms = text.replace("-", "+-1*").split("+")
+    return sum(prod(_factor(part, sizes) for part in term.split("*")) for term in terms)
 
 
 def _factor(text: str, sizes: Mapping[str, Any]) -> int:
     head, slash, tail = text.partition("/")
-    value = int(head) if head.isdigit() else int(sizes[head])
+    value = int(head) if head.removeprefix("-").isdigit() else int(sizes[head])
     if not slash:
         return value
     whole, rest = divmod(value, int(tail))

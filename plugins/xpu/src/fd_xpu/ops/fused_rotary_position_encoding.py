@@ -21,7 +21,7 @@ def fused_rotary_position_encoding(
     for x, argument in ((query, "query"), (key, "key")):
         whole = x.shape[1] % head_size == 0 if x.ndim == 2 else x.shape[2] == head_size
         check(whole, f"{name}.{argument}", f"heads of {head_size}", list(x.shape))
-    check_range(f"{name}.position_ids", position_ids, 0, positions)
+    position_ids = check_range(f"{name}.position_ids", position_ids, 0, positions)
     rows = take_rows(cos_sin_cache, position_ids)
     heads = [x.reshape([x.shape[0], -1, head_size]) for x in (query, key)]
     if is_neox and rotary == head_size and fused.has(OPERATOR, query):

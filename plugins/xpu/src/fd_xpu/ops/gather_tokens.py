@@ -10,7 +10,7 @@ from fd_xpu.framework import paddle
 @PaddleKernel
 def gather_tokens(src: Value, indices: Value) -> Value:
     """Composed: gather, and zeros for negative indices."""
-    check_range("gather_tokens.indices", indices, -(2**63), src.shape[0])
+    indices = check_range("gather_tokens.indices", indices, -(2**31), src.shape[0])
     shape = [indices.shape[0], *src.shape[1:]]
     if src.shape[0] == 0 or 0 in shape:
         return paddle.zeros(shape, src.dtype)

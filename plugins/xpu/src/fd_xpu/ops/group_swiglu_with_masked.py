@@ -14,9 +14,10 @@ from fd_xpu.ops.swiglu import silu_mul
 def group_swiglu_with_masked(x: Value, token_nums_per_expert: Value) -> Value:
     """Composed; rows behind an expert's count are 0 whatever they hold."""
     capacity = x.shape[1]
-    check_range("group_swiglu_with_masked.token_nums_per_expert", token_nums_per_expert, 0, capacity + 1)
+    name = "group_swiglu_with_masked.token_nums_per_expert"
+    counts = check_range(name, token_nums_per_expert, 0, capacity + 1)
     gate, up = paddle.split(wide(x), 2, axis=-1)
-    row = like(np.arange(capacity), x).astype(token_nums_per_expert.dtype)
-    valid = row.unsqueeze(0) < token_nums_per_expert.unsqueeze(1)
+    row = like(np.arange(capacity), x).astype(counts.dtype)
+    valid = row.unsqueeze(0) < counts.unsqueeze(1)
     product = silu_mul(gate, up)
     return paddle.where(valid.unsqueeze(-1), product, paddle.zeros_like(product))

@@ -13,6 +13,10 @@ from fd_xpu.truncate import best
 @PaddleKernel
 def temperature_softmax(logits: Value, temperature: Value) -> Value:
     """Composed; rows that have no softmax get their one at the best id."""
+    return probabilities(logits, temperature)
+
+
+def probabilities(logits: Value, temperature: Value) -> Value:
     if not logits.size:
         return logits
     x = wide(logits)

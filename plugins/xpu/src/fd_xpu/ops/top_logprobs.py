@@ -12,7 +12,7 @@ def top_logprobs(logits: Value, token_ids: Value, k: int) -> tuple[Value, Value,
     """Composed: one stable sort gives the order, lower ids first among equals."""
     rows, vocab = logits.shape
     check(0 <= k <= vocab, "top_logprobs.k", f"0 .. {vocab}", k)
-    check_range("top_logprobs.token_ids", token_ids, 0, vocab)
+    token_ids = check_range("top_logprobs.token_ids", token_ids, 0, vocab)
     if not rows:
         return tuple(
             paddle.zeros([0, *tail], kind) for tail, kind in zip(((), (), (k,), (k,)), KINDS, strict=True)
