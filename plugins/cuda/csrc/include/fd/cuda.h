@@ -68,6 +68,13 @@ inline bool blocking() {
   return on;
 }
 
+// Whether a graph is being captured on the caller's stream, where nobody may wait.
+inline bool capturing(const Launch& on) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  FD_CUDA_CHECK(on.op, cudaStreamIsCapturing(on.stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
 template <typename... Params, typename... Args>
 void launch(const Launch& on, void (*kernel)(Params...), const cudaLaunchConfig_t& config,
             Args... args) {
@@ -78,7 +85,7 @@ void launch(const Launch& on, void (*kernel)(Params...), const cudaLaunchConfig_
   void* values[] = {const_cast<void*>(static_cast<const void*>(&args))...};
   const void* target = kernel_on(on.op, on.device, reinterpret_cast<const void*>(kernel));
   cuda_check(cudaLaunchKernelExC(&config, target, values), on.op, "launch");
-  if (blocking()) cuda_check(cudaStreamSynchronize(on.stream), on.op, "kernel");
+  if (blocking() && !capturing(on)) cuda_check(cudaStreamSynchronize(on.stream), on.op, "kernel");
 }
 
 inline cudaLaunchConfig_t launch_config(const Launch& on, dim3 grid, dim3 block, size_t shared) {
@@ -95,8 +102,8 @@ void run(const Launch& on, void (*kernel)(Params...), dim3 grid, dim3 block, siz
   launch(on, kernel, launch_config(on, grid, block, shared), args...);
 }
 
-// The same for kernels that call wait_for_inputs() (fd/overlap.cuh): from sm_90 on, small ones start
-// while the kernel before them ends. Blocks of large ones would take the room it still needs:
+// The same for kernels that call wait_for_inputs() (fd/overlap.cuh): from sm_90 on, small ones
+// start while the kernel before them ends. Blocks of large ones would take the room it still needs:
 // measured 1.34 -> 0.87 us a kernel for 16 blocks, 3.7 -> 5.6 us for 4096 (H100).
 template <typename... Params, typename... Args>
 void run_overlapped(const Launch& on, void (*kernel)(Params...), dim3 grid, dim3 block,

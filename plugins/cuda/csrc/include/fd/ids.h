@@ -25,12 +25,7 @@ inline const int32_t* lens_of(const char* op, const char* arg, const Tensor& t, 
 }
 
 // Whether the host may read device memory now: wanted, and no graph is being captured.
-inline bool reads_data(const Launch& on) {
-  if (!blocking()) return false;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  FD_CUDA_CHECK(on.op, cudaStreamIsCapturing(on.stream, &status));
-  return status == cudaStreamCaptureStatusNone;
-}
+inline bool reads_data(const Launch& on) { return blocking() && !capturing(on); }
 
 // A host copy, after everything queued so far.
 template <typename T>
