@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fd_core.api.kernel import OpSpec, Param, ParamKind
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.ops.catalogue import find
-from fd_core.ops.guest import allocator, exporter, is_tensor, to_tensor
+from fd_core.ops.guest import allocator, exporter, is_tensor, to_tensor, tracer_of
 from fd_core.ops.route import Route, find_route, form
 from fd_core.ops.schema import OpDef
 from fd_core.ops.stream import on_guests_stream
@@ -105,6 +105,9 @@ def public_op(name: str) -> PublicOp:
 
 def call(definition: OpDef, session: Session, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """One call on an open session."""
+    tracer = tracer_of((*args, *kwargs.values()))
+    if tracer is not None:
+        return tracer(definition, args, kwargs)
     spec = definition.spec
     given = bind(spec, args, kwargs)
     values = {p.name: _convert(spec, p, given.get(p.name, p.default), session) for p in spec.params}
@@ -214,7 +217,11 @@ def _strided(spec: Any, session: Session) -> Tensor:
 def infer(definition: OpDef, values: Values) -> Sequence[TensorSpec]:
     """The shape rule on bound arguments."""
     inputs = {p.name: values[p.name] for p in definition.spec.inputs}
-    described = {k: v.spec if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    return infer_specs(definition, {k: v.spec if isinstance(v, Tensor) else v for k, v in inputs.items()})
+
+
+def infer_specs(definition: OpDef, described: Mapping[str, Any]) -> Sequence[TensorSpec]:
+    """The shape rule; ValueError names the shapes that nothing follows from."""
     try:
         return definition.infer(**described)
     except (IndexError, TypeError, ValueError) as error:

@@ -7,8 +7,9 @@ through DLPack. Out: through the `from_dlpack` that the caller's own library off
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fd_core.api.device import HOST, Device
@@ -34,10 +35,19 @@ def to_tensor(value: Any, platform: Platform, device: Device, writable: bool) ->
     if isinstance(value, Tensor):
         return value
     if not hasattr(value, "__dlpack__"):
-        raise TypeError(f"want a tensor (NumPy, DLPack or fd_core), have {type(value).__name__}")
+        raise TypeError(
+            f"want a tensor (NumPy, DLPack or fd_core), have {type(value).__name__}{_hint(value)}"
+        )
     if hasattr(value, "__array_interface__") and hasattr(value, "flags"):
         return _from_array(value, writable)
     return from_capsule(_export(constant(value), device), platform, device, writable)
+
+
+def _hint(value: Any) -> str:
+    """A value of some library's graph, whose support has not been asked for?"""
+    support = f"fd_core.{library_of(type(value))}"
+    known = all(importlib.util.find_spec(name) for name in (support, f"{support}.static"))
+    return f"; fix: inside a graph, import {support}.static first" if known else ""
 
 
 def _from_array(array: Any, writable: bool) -> Tensor:
@@ -160,3 +170,20 @@ def _from_dlpack(example: Any) -> Export | None:
         if own is not None:
             return own
     return None
+
+
+#: (definition, args, kwargs) -> what the call stands for in a graph that a library is building.
+Tracer = Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
+
+_tracers: dict[type[Any], Tracer] = {}
+
+
+def register_tracer(kind: type[Any], tracer: Tracer) -> None:
+    """Calls with an argument of type `kind`, a value of a graph and no memory, go to `tracer`."""
+    _tracers[kind] = tracer
+
+
+def tracer_of(values: Iterable[Any]) -> Tracer | None:
+    if not _tracers:
+        return None
+    return next((_tracers[type(v)] for v in values if type(v) in _tracers), None)

@@ -39,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from fd_core.compat.fastdeploy.platform import current_platform
 
         return current_platform()
+    if name == "GraphOptimizationConfig":
+        from fd_core.compat.fastdeploy.graph import GraphOptimizationConfig
+
+        return GraphOptimizationConfig
     if name in _PLATFORM:
         from fd_core.compat.fastdeploy import platform
 
@@ -80,4 +84,5 @@ def __dir__() -> list[str]:
     from fd_core.compat.fastdeploy.absent import REASONS
     from fd_core.ops.catalogue import catalogue
 
-    return sorted({*_registered(), *catalogue(), *REASONS, *_PLATFORM, "current_platform", "unsupported"})
+    others = (*_PLATFORM, "GraphOptimizationConfig", "current_platform", "unsupported")
+    return sorted({*_registered(), *catalogue(), *REASONS, *others})
