@@ -180,12 +180,6 @@ void attend(const Launch& on, const AttentionCall& call) {
   attend_tiles(on, call, kSplitRows);
 }
 
-// What the op's caller does not say: a step with hardly more tokens than sequences is decoding, and
-// the split kernel is right for every step.
-inline int64_t likely_queries(int64_t tokens, int64_t sequences) {
-  return std::max<int64_t>(1, tokens - sequences + 1);
-}
-
 void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_seqlens_q,
                      Tensor seq_lens, Tensor block_table, OptTensor sinks, double scale,
                      int64_t window, double soft_cap, Tensor out) {

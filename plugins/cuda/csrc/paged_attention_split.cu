@@ -5,266 +5,12 @@
 // P^T), so that the 8 columns of an mma hold the query rows (token, head of the group) and keys
 // fill its 16 rows. The last block of a sequence's chunks merges them in their order.
 //
-// How a sequence is cut depends on its length alone, unless all chunks of the step together outgrow
-// the scratch (a million keys with 8 key heads): then every chunk doubles until they fit.
-#include "fd/attention_plan.cuh"
-#include "fd/mma.cuh"
+// How a sequence is cut depends on its length and on how many there are, unless all chunks together
+// outgrow the scratch (a million keys with 8 key heads): then every chunk doubles until they fit.
+#include "fd/attention_split.cuh"
 #include "fd/overlap.cuh"
 
 namespace fd {
-
-constexpr int kSplitWarps = 4, kSplitThreads = kSplitWarps * kWarp;
-constexpr int kSplitTile = 16;        // keys of one warp step
-constexpr int kSplitLargest = 4096;   // keys of the largest chunk, while chunks are few enough
-constexpr int kSplitMaxChunks = 128;  // of a sequence
-
-// Scratch and limits of a launch. partial: [slots][rows][D] float; stats: [slots][rows][2].
-struct SplitWork {
-  float *partial, *stats;
-  int* counters;
-  int slots, rows, max_rows;
-  int chunk, wanted;  // keys of the smallest chunk; chunks of a sequence that suffice
-};
-
-// One block's unit of work: `rows` query rows of a key head against the keys of one chunk.
-struct SplitItem {
-  int sequence, head, first_row, rows;
-  int begin, end;       // keys
-  int chunk, chunks;    // which of the sequence's chunks, how many there are
-  int slot, step;       // slots of the chunks of these rows: slot + i * step
-  int queries, length;  // of the sequence
-};
-
-struct SplitCut {
-  int first, size, chunks, tiles;  // first visible key, keys per chunk, chunks, row tiles
-};
-
-template <int Rows>
-__device__ __forceinline__ SplitCut split_cut(const AttentionArgs& a, const SplitWork& w, int s,
-                                              int shift) {
-  const int queries = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s];
-  const int rows = queries * (a.heads / a.kv_heads);
-  if (queries <= 0 || rows > w.max_rows) return {0, 1, 0, 1};
-  const int length = a.seq_lens[s], first = attention_first(a, max(length - queries, 0));
-  int size = w.chunk << shift;
-  while ((length > int64_t{size} * w.wanted && size < kSplitLargest) ||
-         length > int64_t{size} * kSplitMaxChunks)
-    size *= 2;
-  const int chunks = max((length + size - 1) / size - first / size, 0);
-  return {first, size, chunks, (rows + Rows - 1) / Rows};
-}
-
-// Items of all sequences; `shift` is the smallest that leaves them within the slots.
-template <int Rows>
-__device__ __forceinline__ int split_plan(const AttentionArgs& a, const SplitWork& w, int* prefix,
-                                          int& shift) {
-  for (shift = 0;; ++shift) {
-    const int items = plan_prefix<kSplitThreads>(a.sequences, prefix, [&](int s) {
-      const SplitCut cut = split_cut<Rows>(a, w, s, shift);
-      return cut.chunks * cut.tiles;
-    });
-    if (items <= w.slots / a.kv_heads || shift == 20) return items * a.kv_heads;
-    __syncthreads();
-  }
-}
-
-template <int Rows>
-__device__ __forceinline__ SplitItem split_item(const AttentionArgs& a, const SplitWork& w,
-                                                const int* prefix, int shift, int index) {
-  SplitItem it;
-  const int flat = index / a.kv_heads, s = plan_owner(prefix, a.sequences, flat);
-  it.head = index % a.kv_heads, it.sequence = s;
-  const SplitCut cut = split_cut<Rows>(a, w, s, shift);
-  const int local = flat - prefix[s], tile = local % cut.tiles;
-  it.chunk = local / cut.tiles, it.chunks = cut.chunks;
-  it.queries = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s], it.length = a.seq_lens[s];
-  const int from = (cut.first / cut.size + it.chunk) * cut.size;
-  it.begin = max(from, cut.first), it.end = min(from + cut.size, it.length);
-  it.first_row = tile * Rows;
-  it.rows = min(Rows, it.queries * (a.heads / a.kv_heads) - it.first_row);
-  it.step = cut.tiles * a.kv_heads, it.slot = (prefix[s] + tile) * a.kv_heads + it.head;
-  return it;
-}
-
-// Where 16 bytes of a tile row lie: the eight rows of an ldmatrix fall into different banks.
-template <int D>
-__device__ __forceinline__ uint32_t split_place(int row, int pack) {
-  return (row * (D / 8) + (pack ^ (row & 7))) * 16;
-}
-
-// Runs ahead of the arithmetic: the next tile to fetch, over items and across them.
-template <typename T, int D, int Rows>
-struct SplitFetch {
-  int index, total, key, end, begin;  // item; next tile's first key, the chunk's bounds
-  int sequence, head, page;           // page: block of this lane's key in the next tile
-
-  __device__ __forceinline__ void look_up(const AttentionArgs& a) {
-    const int at = key + threadIdx.x % kSplitTile;
-    page = index < total && at >= begin && at < end
-               ? static_cast<int>(attention_block(a, sequence, at / a.block_size))
-               : -1;
-  }
-  __device__ __forceinline__ void enter(const AttentionArgs& a, const SplitWork& w,
-                                        const int* prefix, int shift) {
-    for (; index < total; index += gridDim.x) {
-      const SplitItem it = split_item<Rows>(a, w, prefix, shift, index);
-      sequence = it.sequence, head = it.head, begin = it.begin, end = it.end;
-      key = begin / kSplitTile * kSplitTile + threadIdx.x / kWarp * kSplitTile;
-      if (key < end) break;  // short chunks leave some warps without a tile
-    }
-    look_up(a);
-  }
-  __device__ __forceinline__ void advance(const AttentionArgs& a, const SplitWork& w,
-                                          const int* prefix, int shift) {
-    if (index >= total) return;
-    key += kSplitWarps * kSplitTile;
-    if (key < end) return look_up(a);
-    index += gridDim.x;
-    enter(a, w, prefix, shift);
-  }
-  // Copies the tile's keys to `stage` and its values behind them; unseen rows become zero. Lanes 0
-  // to 15 know where the keys are, lanes 16 to 31 the values.
-  __device__ __forceinline__ void fetch(const AttentionArgs& a, char* stage) const {
-    constexpr int kPacks = D / 8;
-    const int lane = threadIdx.x % kWarp;
-    const bool is_value = lane >= kSplitTile;
-    const int64_t slot = (key + lane % kSplitTile) % a.block_size;
-    const int64_t mine = page < 0 ? -1
-                                  : page * (is_value ? a.value_block : a.key_block) +
-                                        slot * (is_value ? a.value_slot : a.key_slot) +
-                                        head * (is_value ? a.value_head : a.key_head);
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const T* base = static_cast<const T*>(part ? a.value : a.key);
-#pragma unroll
-      for (int i = 0; i < kSplitTile * kPacks / kWarp; ++i) {
-        const int row = (i * kWarp + lane) / kPacks, pack = (i * kWarp + lane) % kPacks;
-        const int64_t from = __shfl_sync(0xffffffffu, mine, part * kSplitTile + row);
-        const bool there = from >= 0 && pack * 8 < a.dim;
-        copy_async16(stage + part * kSplitTile * D * 2 + split_place<D>(row, pack),
-                     base + (there ? from + pack * 8 : 0), there ? 16 : 0);
-      }
-    }
-  }
-};
-
-// A warp's running softmax over its tiles. Lane = 4 * g + t; columns are query rows: those of s and
-// o are 8 * n + 2 * t + j, those of q 8 * n + g.
-template <typename T, int D, int N>
-struct SplitState {
-  float o[N][D / 16][4], top[N][2], total[N][2];
-  int first[N][2], last[N][2];  // keys that a column sees
-  uint32_t q[N][D / 16][2];
-
-  __device__ __forceinline__ void enter(const AttentionArgs& a, const SplitItem& it) {
-    const int group = a.heads / a.kv_heads, t = threadIdx.x % 4;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int row = n * 8 + 2 * t + j;
-        const int position = it.length - it.queries + (it.first_row + row) / group;
-        last[n][j] = row < it.rows ? position : -1;
-        first[n][j] = attention_first(a, position);
-        top[n][j] = -INFINITY, total[n][j] = 0.f;
-      }
-#pragma unroll
-      for (int m = 0; m < D / 16; ++m) o[n][m][0] = o[n][m][1] = o[n][m][2] = o[n][m][3] = 0.f;
-    }
-  }
-
-  // The queries, which only the products of this item read: asked for while the last one is
-  // finished.
-  __device__ __forceinline__ void load_queries(const AttentionArgs& a, const SplitItem& it) {
-    const int group = a.heads / a.kv_heads, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const int row = it.first_row + n * 8 + g;
-      const int64_t token = a.cu_seqlens_q[it.sequence] + row / group;
-      const T* from = static_cast<const T*>(a.q) + token * a.q_token +
-                      (it.head * group + row % group) * a.q_head;
-#pragma unroll
-      for (int k = 0; k < D / 8; ++k) {
-        const int d = k * 8 + 2 * t;
-        const bool there = n * 8 + g < it.rows && d < a.dim;
-        q[n][k / 2][k % 2] = there ? *reinterpret_cast<const uint32_t*>(from + d) : 0u;
-      }
-    }
-  }
-
-  // s[n]: key g, columns 2t and 2t + 1; then key g + 8.
-  __device__ __forceinline__ void products(uint32_t keys, float (&s)[N][4]) const {
-    const int lane = threadIdx.x % kWarp, row = lane % 16, half = lane / 16;
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
-      uint32_t tile[4];
-      load_matrix_x4(tile, keys + split_place<D>(row, 2 * k + half));
-#pragma unroll
-      for (int n = 0; n < N; ++n) mma_16x8x16<T>(s[n], tile, q[n][k]);
-    }
-  }
-
-  // Logits to weights, in place; the old sums shrink where a maximum rises.
-  __device__ __forceinline__ void weigh(const AttentionArgs& a, int key, float (&s)[N][4]) {
-    const int g = threadIdx.x % kWarp / 4;
-    float old[N][2];
-    bool same = true;
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float high = -INFINITY;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int at = key + g + 8 * half;
-          const bool seen = at <= last[n][j] && at >= first[n][j];
-          s[n][2 * half + j] = seen ? attention_logit(a, s[n][2 * half + j]) : -INFINITY;
-          high = fmaxf(high, s[n][2 * half + j]);
-        }
-#pragma unroll
-        for (int d = 4; d < kWarp; d *= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, d));
-        high = fmaxf(high, top[n][j]);
-        old[n][j] = attention_rescale(top[n][j], high);
-        same = same && old[n][j] == 1.f;
-        const float zero = high == -INFINITY ? 0.f : high;
-        s[n][j] = attention_exp2(s[n][j] - zero), s[n][2 + j] = attention_exp2(s[n][2 + j] - zero);
-        total[n][j] = total[n][j] * old[n][j] + (s[n][j] + s[n][2 + j]);
-        top[n][j] = high;
-      }
-    if (__all_sync(~0u, same)) return;
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int m = 0; m < D / 16; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[n][m][i] *= old[n][i % 2];
-  }
-
-  __device__ __forceinline__ void add(uint32_t values, const float (&s)[N][4]) {
-    const int lane = threadIdx.x % kWarp, row = lane % 8 + lane / 16 * 8, half = lane / 8 % 2;
-    uint32_t weights[N][2];
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        weights[n][i] = transposed(pack2<T>(s[n][2 * i], s[n][2 * i + 1]));
-#pragma unroll
-    for (int m = 0; m < D / 16; ++m) {
-      uint32_t tile[4];
-      load_matrix_x4_transposed(tile, values + split_place<D>(row, 2 * m + half));
-#pragma unroll
-      for (int n = 0; n < N; ++n) mma_16x8x16<T>(o[n][m], tile, weights[n]);
-    }
-  }
-
-  __device__ __forceinline__ void tile(const AttentionArgs& a, const char* stage, int key) {
-    const uint32_t keys = shared_address(stage);
-    float s[N][4] = {};
-    products(keys, s);
-    weigh(a, key, s);
-    add(keys + kSplitTile * D * 2, s);
-  }
-};
 
 // Shared memory behind the stages.
 template <int D, int Rows>
@@ -543,6 +289,20 @@ bool split_fits(const Launch& on, const AttentionCall& call) {
          a.dim <= 256 && a.sequences <= kSplitSequences && split_shape(on, call).stages >= 2;
 }
 
+// The scratch, whatever the step: partial results and one counter for each slot of the smallest
+// size.
+struct SplitSpace {
+  float* partial;
+  int* counters;
+};
+
+inline SplitSpace split_space(const Launch& on) {
+  constexpr size_t kSmallest = (64 + 2) * sizeof(float);
+  return {static_cast<float*>(workspace(on, Scratch::kAttentionPartials, kSplitScratch)),
+          static_cast<int*>(
+              workspace(on, Scratch::kAttentionCounters, kSplitScratch / kSmallest * sizeof(int)))};
+}
+
 inline SplitWork split_work(const Launch& on, const AttentionCall& call, const SplitShape& shape,
                             int max_rows) {
   SplitWork w{};
@@ -554,10 +314,9 @@ inline SplitWork split_work(const Launch& on, const AttentionCall& call, const S
   w.wanted =
       static_cast<int>(std::clamp<int64_t>(shape.rounds * blocks / units, 1, kSplitMaxChunks / 2));
   w.slots = static_cast<int>(kSplitScratch / (size_t(w.rows) * (dim + 2) * sizeof(float)));
-  w.partial = static_cast<float*>(workspace(on, Scratch::kAttentionPartials, kSplitScratch));
+  const SplitSpace space = split_space(on);
+  w.partial = space.partial, w.counters = space.counters;
   w.stats = w.partial + int64_t{w.slots} * w.rows * dim;
-  w.counters = static_cast<int*>(
-      workspace(on, Scratch::kAttentionCounters, kSplitScratch / (66 * sizeof(float)) * 4));
   return w;
 }
 
@@ -588,6 +347,15 @@ void attend_split_as(const Launch& on, const AttentionCall& call, int max_rows,
 void attend_split(const Launch& on, const AttentionCall& call, int max_rows) {
   attend_split_as(on, call, max_rows, split_shape(on, call));
 }
+
+// Allocates the scratch, so that the first step may be captured.
+void paged_attention_reserve(int64_t device) {
+  const char* op = "paged_attention_reserve";
+  FD_CUDA_CHECK(op, cudaSetDevice(static_cast<int>(device)));
+  void* stream = TVMFFIEnvGetStream(kDLCUDA, static_cast<int>(device));
+  split_space(Launch{op, static_cast<int>(device), static_cast<cudaStream_t>(stream)});
+}
+FD_EXPORT(paged_attention_reserve)
 
 // This kernel alone for every row, for tests and benchmarks. 0: as `attend_split` chooses.
 void paged_attention_split(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_seqlens_q,

@@ -63,27 +63,38 @@ __device__ __forceinline__ void tiles_fetch_queries(const AttentionArgs& a, cons
   }
 }
 
+// Where a page's slots lie.
+struct TilesPage {
+  int64_t key, value;
+};
+
+__device__ __forceinline__ TilesPage tiles_page(const AttentionArgs& a, const TilesItem& it,
+                                                int at) {
+  const int64_t block = attention_block(a, it.sequence, at / a.block_size);
+  const int64_t slot = at % a.block_size;
+  return {block * a.key_block + slot * a.key_slot, block * a.value_block + slot * a.value_slot};
+}
+
 // Keys and values from `key` on; unseen rows become zero.
 template <typename T, int D>
 __device__ __forceinline__ void tiles_fetch(const AttentionArgs& a, const TilesItem& it, int key,
                                             char* to) {
   using S = TilesShape<D>;
   constexpr int kStep = kTilesThreads / S::Packs;
-  const int pack = threadIdx.x % S::Packs;
-  const bool one_block = a.block_size % S::Keys == 0;
-  int64_t block = one_block ? attention_block(a, it.sequence, key / a.block_size) : 0;
+  const int pack = threadIdx.x % S::Packs, row0 = threadIdx.x / S::Packs;
   const T* keys = static_cast<const T*>(a.key) + it.head * a.key_head + pack * 8;
   const T* values = static_cast<const T*>(a.value) + it.head * a.value_head + pack * 8;
+  const bool one_page = a.block_size % S::Keys == 0;
+  const TilesPage page = one_page ? tiles_page(a, it, key) : TilesPage{};
 #pragma unroll
   for (int i = 0; i < S::Keys / kStep; ++i) {
-    const int row = i * kStep + threadIdx.x / S::Packs, at = key + row;
+    const int row = i * kStep + row0, at = key + row;
     const bool there = at >= it.begin && at < it.end && pack * 8 < a.dim;
-    if (!one_block && there) block = attention_block(a, it.sequence, at / a.block_size);
-    const int64_t slot = at % a.block_size;
-    const int64_t k = there ? block * a.key_block + slot * a.key_slot : 0;
-    const int64_t v = there ? block * a.value_block + slot * a.value_slot : 0;
-    copy_async16(to + tiles_place<D>(row, pack), keys + k, there ? 16 : 0);
-    copy_async16(to + S::Keys * D * 2 + tiles_place<D>(row, pack), values + v, there ? 16 : 0);
+    TilesPage from{page.key + row * a.key_slot, page.value + row * a.value_slot};
+    if (!one_page && there) from = tiles_page(a, it, at);
+    const uint32_t place = tiles_place<D>(row, pack);
+    copy_async16(to + place, keys + (there ? from.key : 0), there ? 16 : 0);
+    copy_async16(to + S::Keys * D * 2 + place, values + (there ? from.value : 0), there ? 16 : 0);
   }
   copy_async_commit();
 }
@@ -136,34 +147,47 @@ struct TilesState {
     }
   }
 
-  // Logits of a tile; `whole`: every row sees every key.
-  __device__ __forceinline__ void mask(const AttentionArgs& a, int key, bool whole,
+  // Logits that are no multiples of the products by a positive scale.
+  __device__ __forceinline__ void bend(const AttentionArgs& a,
                                        float (&s)[S::M][S::Keys / 8][4]) const {
-    const int t = threadIdx.x % 4;
 #pragma unroll
     for (int m = 0; m < S::M; ++m)
 #pragma unroll
       for (int n = 0; n < S::Keys / 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          s[m][n][i] = attention_logit(a, s[m][n][i]);
-          const int at = key + 8 * n + 2 * t + i % 2, high = last[m][i / 2];
-          if (!whole && (at > high || at < attention_first(a, high))) s[m][n][i] = -INFINITY;
-        }
+        for (int i = 0; i < 4; ++i) s[m][n][i] = attention_logit(a, s[m][n][i]);
   }
 
-  // Logits to weights, in place; the old sums shrink where a maximum rises.
-  __device__ __forceinline__ void weigh(float (&s)[S::M][S::Keys / 8][4]) {
+  __device__ __forceinline__ void mask(const AttentionArgs& a, int key,
+                                       float (&s)[S::M][S::Keys / 8][4]) const {
+    const int t = threadIdx.x % 4;
 #pragma unroll
     for (int m = 0; m < S::M; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float high = top[m][half];
+        const int high = last[m][half] - key - 2 * t;
+        const int low = attention_first(a, last[m][half]) - key - 2 * t;
+#pragma unroll
+        for (int n = 0; n < S::Keys / 8; ++n)
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+            if (8 * n + j > high || 8 * n + j < low) s[m][n][2 * half + j] = -INFINITY;
+      }
+  }
+
+  // Products to weights, in place; the old sums shrink where a maximum rises. `scale`: to logits.
+  __device__ __forceinline__ void weigh(float scale, float (&s)[S::M][S::Keys / 8][4]) {
+#pragma unroll
+    for (int m = 0; m < S::M; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float high = -INFINITY;
 #pragma unroll
         for (int n = 0; n < S::Keys / 8; ++n)
           high = fmaxf(high, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
         high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
         high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
+        high = fmaxf(top[m][half], high * scale);
         const float old = attention_rescale(top[m][half], high);
         const float zero = high == -INFINITY ? 0.f : high;
         float sum = 0.f;
@@ -171,7 +195,7 @@ struct TilesState {
         for (int n = 0; n < S::Keys / 8; ++n)
 #pragma unroll
           for (int j = 2 * half; j < 2 * half + 2; ++j)
-            s[m][n][j] = attention_exp2(s[m][n][j] - zero), sum += s[m][n][j];
+            s[m][n][j] = attention_exp2(fmaf(s[m][n][j], scale, -zero)), sum += s[m][n][j];
         total[m][half] = total[m][half] * old + sum, top[m][half] = high;
 #pragma unroll
         for (int d = 0; d < D / 8; ++d) o[m][d][2 * half] *= old, o[m][d][2 * half + 1] *= old;
@@ -244,6 +268,8 @@ __global__ void __launch_bounds__(kTilesThreads, 2)
   state.enter(a, it);
   const int last = it.position + (it.first_row + it.rows - 1) / (a.heads / a.kv_heads);
   const int first = it.position + it.first_row / (a.heads / a.kv_heads);
+  const bool bent = attention_bent(a);
+  const float scale = bent ? 1.f : a.scale * kLog2e;
   for (int stage = 0; key < it.end; key += S::Keys, stage ^= 1) {
     copy_async_wait<0>();
     __syncthreads();
@@ -254,8 +280,9 @@ __global__ void __launch_bounds__(kTilesThreads, 2)
         it.rows == S::Rows && key + S::Keys <= first + 1 && key >= attention_first(a, last);
     float s[S::M][S::Keys / 8][4] = {};
     state.products(shared_address(shared), keys, s);
-    state.mask(a, key, whole, s);
-    state.weigh(s);
+    if (bent) state.bend(a, s);
+    if (!whole) state.mask(a, key, s);
+    state.weigh(scale, s);
     state.add(keys + S::Keys * D * 2, s);
   }
   state.write(a, it);

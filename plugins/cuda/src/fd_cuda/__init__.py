@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fd_core.api.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from fd_core.api.attention import AttentionBackend
     from fd_core.api.device import DeviceInfo
     from fd_core.api.kernel import Kernel
     from fd_core.api.platform import Platform
@@ -26,6 +27,15 @@ def fd_kernels(device: DeviceInfo) -> list[Kernel]:
     from fd_cuda.kernels import kernels
 
     return kernels(device) if device.device.type == "cuda" else []
+
+
+@hookimpl
+def fd_attention_backends(device: DeviceInfo) -> list[type[AttentionBackend]]:
+    if device.device.type != "cuda":
+        return []
+    from fd_cuda.attention import CudaAttention
+
+    return [CudaAttention]
 
 
 @hookimpl

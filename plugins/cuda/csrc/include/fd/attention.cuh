@@ -49,6 +49,12 @@ __device__ __forceinline__ float attention_logit(const AttentionArgs& a, float p
   return (a.soft_cap > 0.f ? a.soft_cap * tanhf(x / a.soft_cap) : x) * kLog2e;
 }
 
+// Whether logits are anything but products times a positive number: where they are that, the
+// maximum of the products is the maximum's product.
+__device__ __forceinline__ bool attention_bent(const AttentionArgs& a) {
+  return a.soft_cap > 0.f || !(a.scale > 0.f);
+}
+
 // 2^x within two units in the last place; 0 below 2^-126.
 __device__ __forceinline__ float attention_exp2(float x) {
   float y;

@@ -133,6 +133,12 @@ inline bool nothing_to_do(const AttentionCall& call) {
   return a.tokens == 0 || a.sequences == 0 || a.heads == 0 || a.blocks == 0 || a.table_width == 0;
 }
 
+// What the op's caller does not say: a step with hardly more tokens than sequences is decoding, and
+// the split kernel is right for every step.
+inline int64_t likely_queries(int64_t tokens, int64_t sequences) {
+  return std::max<int64_t>(1, tokens - sequences + 1);
+}
+
 // Runs the step on the fastest kernels that this build has for the device.
 void attend(const Launch& on, const AttentionCall& call);
 
