@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fd_xpu.call import PaddleKernel, rounded
@@ -35,51 +37,83 @@ def append_attention(
     sliding_window: int,
 ) -> tuple[None, None, Value]:
     """Composed of what paged_attention and reshape_and_cache_flash are made of."""
-    lists = (seq_lens_this_time, seq_lens_decoder, cu_seqlens_q)
-    queries, past, cu = (host(x).reshape(-1) for x in lists)
-    table = host(block_tables)
     blocks, kv_heads, size, dim = key_cache.shape
     heads = qkv.shape[1] // dim - 2 * kv_heads
+    step = Step(*(host(x).reshape(-1) for x in (seq_lens_this_time, seq_lens_decoder, cu_seqlens_q)))
+    table = host(block_tables)
+    _check_heads(qkv, heads, kv_heads, dim, sinks)
+    _check_lists(step, qkv.shape[0], rotary_embs, dim, use_neox_rotary_style)
+    check_step(NAME, step.cu, step.lengths, table, blocks, size, sliding_window, "block_tables")
+    if not step.total:
+        return None, None, paddle.zeros([qkv.shape[0], heads * dim], qkv.dtype)
+    q, k, v = _heads(qkv[: step.total], qkv_bias, heads, kv_heads, dim)
+    style = (rotary_embs, step.positions, use_neox_rotary_style)
+    q, k = (
+        _normed(_turned(x, *style), w, rms_norm_eps) for x, w in ((q, q_norm_weight), (k, k_norm_weight))
+    )
+    caches = [token_major(cache) for cache in (key_cache, value_cache)]
+    for new, cache in ((k, caches[0]), (v, caches[1])):
+        write_rows(new, cache, step.slots(table, size), None)
+    keys, values = (rows_of(cache) for cache in caches)
+    found = groups(step.cu, step.lengths, table, size, sliding_window)
+    works = [work(part, keys, values, size, kv_heads, qkv) for part in found]
+    options = Options(dim**-0.5, 0.0, None if sinks is None else f32(sinks))
+    mixed = attend(rounded(q, qkv.dtype), keys.matrix, values.matrix, works, kv_heads, options)
+    rest = paddle.zeros([qkv.shape[0] - step.total, heads * dim], qkv.dtype)
+    return None, None, paddle.concat([rounded(mixed, qkv.dtype).reshape([step.total, -1]), rest])
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The step's lists on the host: new tokens of each sequence, tokens before them, prefix sums."""
+
+    queries: Array
+    past: Array
+    cu: Array
+
+    @property
+    def total(self) -> int:
+        return int(self.cu[-1]) if self.cu.size else 0
+
+    @property
+    def lengths(self) -> Array:
+        return np.asarray(self.past + self.queries)
+
+    @property
+    def owner(self) -> Array:
+        """Sequence of each token."""
+        return np.repeat(np.arange(self.queries.size), self.queries)
+
+    @property
+    def positions(self) -> Array:
+        owner = self.owner
+        return np.asarray(self.past[owner] + np.arange(owner.size) - self.cu[owner])
+
+    def slots(self, table: Array, size: int) -> Array:
+        positions = self.positions
+        blocks = table[self.owner, positions // size].astype(np.int64)
+        return np.asarray(blocks * size + positions % size)
+
+
+def _check_heads(qkv: Value, heads: int, kv_heads: int, dim: int, sinks: Value | None) -> None:
     fits = heads > 0 and heads % kv_heads == 0 and qkv.shape[1] % dim == 0
     check(fits, f"{NAME}.qkv", f"heads of {dim} columns in {kv_heads} groups", qkv.shape[1])
     if sinks is not None:
         check(sinks.shape[0] == heads, f"{NAME}.sinks", f"[{heads}]", list(sinks.shape))
-    _check_lists(queries, past, cu, qkv.shape[0], None if rotary_embs is None else rotary_embs.shape[2])
-    check_step(NAME, cu, past + queries, table, blocks, size, sliding_window, "block_tables")
-    if rotary_embs is not None:
-        whole = use_neox_rotary_style or 2 * rotary_embs.shape[4] >= dim
-        check(whole, f"{NAME}.rotary_embs", f"at least {dim // 2} columns", rotary_embs.shape[4])
-    total = int(cu[-1]) if cu.size else 0
-    if not total:
-        return None, None, paddle.zeros([qkv.shape[0], heads * dim], qkv.dtype)
-    owner = np.repeat(np.arange(queries.size), queries)
-    positions = past[owner] + np.arange(total) - cu[owner]
-    parts = _heads(qkv[:total], qkv_bias, heads, kv_heads, dim)
-    norms = (q_norm_weight, k_norm_weight)
-    turned = [_turned(x, rotary_embs, positions, use_neox_rotary_style) for x in parts[:2]]
-    q, k = (_normed(x, w, rms_norm_eps) for x, w in zip(turned, norms, strict=True))
-    slots = table[owner, positions // size].astype(np.int64) * size + positions % size
-    caches = [token_major(cache) for cache in (key_cache, value_cache)]
-    for new, cache in zip((k, parts[2]), caches, strict=True):
-        write_rows(new, cache, slots, None)
-    keys, values = (rows_of(cache) for cache in caches)
-    found = groups(cu, past + queries, table, size, sliding_window)
-    works = [work(part, keys, values, size, kv_heads, qkv) for part in found]
-    options = Options(dim**-0.5, 0.0, None if sinks is None else f32(sinks))
-    mixed = attend(rounded(q, qkv.dtype), keys.matrix, values.matrix, works, kv_heads, options)
-    rest = paddle.zeros([qkv.shape[0] - total, heads * dim], qkv.dtype)
-    return None, None, paddle.concat([rounded(mixed, qkv.dtype).reshape([total, -1]), rest])
 
 
-def _check_lists(queries: Array, past: Array, cu: Array, tokens: int, positions: int | None) -> None:
-    for s, count in enumerate(queries.tolist()):
-        begin, end = int(cu[s]), int(cu[s + 1])
+def _check_lists(step: Step, tokens: int, rotary: Value | None, dim: int, neox: bool) -> None:
+    if rotary is not None:
+        whole = neox or 2 * rotary.shape[4] >= dim
+        check(whole, f"{NAME}.rotary_embs", f"at least {dim // 2} columns", rotary.shape[4])
+    for s, count in enumerate(step.queries.tolist()):
+        begin, end = int(step.cu[s]), int(step.cu[s + 1])
         fits = count >= 0 and end - begin == count and end <= tokens
         want = f"{begin} + {count} within the {tokens} tokens"
         check(fits, f"{NAME}.cu_seqlens_q: sequence {s}", want, end)
-        last = int(past[s]) + count
-        enough = not count or positions is None or last <= positions
-        check(enough, f"{NAME}.rotary_embs: sequence {s}", f"{last} positions", positions)
+        last = int(step.past[s]) + count
+        enough = not count or rotary is None or last <= rotary.shape[2]
+        check(enough, f"{NAME}.rotary_embs: sequence {s}", f"{last} positions", "fewer")
 
 
 def _heads(qkv: Value, bias: Value | None, heads: int, kv_heads: int, dim: int) -> list[Value]:

@@ -27,28 +27,29 @@ def moe_expert_ffn(
 ) -> Value:
     """Expert by expert: two products each, of the experts that have rows."""
     check(quant_method in PLAIN, f"{NAME}.quant_method", f"one of {PLAIN}", repr(quant_method))
-    scales = (up_gate_proj_scale, down_proj_scale, down_proj_in_scale)
-    given = sum(s is not None for s in scales)
+    given = sum(s is not None for s in (up_gate_proj_scale, down_proj_scale, down_proj_in_scale))
     check(not given, f"{NAME}.up_gate_proj_scale", f"no scales with {quant_method!r}", given)
-    x = permute_input
-    check(
-        (x.ndim == 3) == used_in_ep_low_latency, f"{NAME}.permute_input", "rank 2, or 3 per expert", x.ndim
-    )
-    spans = row_spans(host(tokens_expert_prefix_sum), x.shape[-2], used_in_ep_low_latency)
-    lines, limit, parts = x.reshape([-1, x.shape[-1]]), x.shape[-2], []
+    x, low = permute_input, used_in_ep_low_latency
+    check((x.ndim == 3) == low, f"{NAME}.permute_input", "rank 2, or 3 per expert", x.ndim)
+    spans = row_spans(host(tokens_expert_prefix_sum), x.shape[-2], low)
+    weights = (up_gate_proj_weight, down_proj_weight, up_gate_proj_bias)
+    if not low:
+        return every_expert(x, spans, *weights)
+    parts = [every_expert(x[e], [(0, 0)] * e + [span], *weights) for e, span in enumerate(spans)]
+    return paddle.stack(parts) if parts else x
+
+
+def every_expert(
+    x: Value, spans: list[tuple[int, int]], up: Value, down: Value, bias: Value | None
+) -> Value:
+    """x [R, H]: the rows of each span through its expert, zeros behind the last."""
+    parts = []
     for expert, (first, last) in enumerate(spans):
-        start = expert * limit if used_in_ep_low_latency else 0
-        bias = None if up_gate_proj_bias is None else up_gate_proj_bias.reshape([len(spans), -1])[expert]
         if last > first:
-            rows = lines[start + first : start + last]
-            weights = up_gate_proj_weight[expert], down_proj_weight[expert]
-            parts.append(feed_forward(rows, *weights, bias))
-        if used_in_ep_low_latency and limit > last:
-            parts.append(paddle.zeros([limit - last, x.shape[-1]], x.dtype))
-    done = sum(part.shape[0] for part in parts)
-    if lines.shape[0] > done:
-        parts.append(paddle.zeros([lines.shape[0] - done, x.shape[-1]], x.dtype))
-    return paddle.concat(parts).reshape(x.shape) if parts else x
+            shift = None if bias is None else bias[expert].reshape([-1])
+            parts.append(feed_forward(x[first:last], up[expert], down[expert], shift))
+    spare = x.shape[0] - sum(part.shape[0] for part in parts)
+    return paddle.concat([*parts, paddle.zeros([spare, x.shape[1]], x.dtype)])
 
 
 def row_spans(numbers: Array, limit: int, per_expert: bool) -> list[tuple[int, int]]:

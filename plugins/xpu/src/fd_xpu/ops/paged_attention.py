@@ -24,21 +24,9 @@ def paged_attention(
     out: Value,
 ) -> None:
     """Composed. The step's lists are read back at every call; the attention backend does it once a step."""
-    kv_heads = key_cache.shape[2]
-    fits = kv_heads > 0 and q.shape[1] % kv_heads == 0
-    check(fits, f"{NAME}.q", f"a multiple of {kv_heads} heads", q.shape[1])
-    check(
-        bool(q.shape[2] % 8 == 0 and q.shape[2] <= 512),
-        f"{NAME}.q",
-        "a head size of 8, 16 .. 512",
-        q.shape[2],
-    )
+    blocks, block_size, kv_heads, _ = key_cache.shape
     cu, lengths, table = (host(x) for x in (cu_seqlens_q, seq_lens, block_table))
-    blocks, block_size = key_cache.shape[:2]
-    inside = cu.size > 0 and int(cu[-1]) <= q.shape[0] and bool((cu[1:] >= cu[:-1]).all())
-    check(
-        inside and cu[0] == 0, f"{NAME}.cu_seqlens_q", f"ascending from 0 up to {q.shape[0]}", cu.tolist()
-    )
+    _check(q, kv_heads, cu)
     check_step(NAME, cu, lengths, table, blocks, block_size, window)
     parts = groups(cu, lengths, table, block_size, window)
     if parts:
@@ -47,6 +35,14 @@ def paged_attention(
         options = Options(scale, soft_cap, sinks)
         found = attend(q, keys.matrix, values.matrix, works, kv_heads, options)
         out[: int(cu[-1])] = rounded(found, out.dtype)
+
+
+def _check(q: Value, kv_heads: int, cu: Array) -> None:
+    tokens, heads, dim = q.shape
+    check(kv_heads > 0 and heads % kv_heads == 0, f"{NAME}.q", f"a multiple of {kv_heads} heads", heads)
+    check(bool(dim % 8 == 0 and dim <= 512), f"{NAME}.q", "a head size of 8, 16 .. 512", dim)
+    inside = cu.size > 0 and int(cu[-1]) <= tokens and bool((cu[1:] >= cu[:-1]).all())
+    check(inside and cu[0] == 0, f"{NAME}.cu_seqlens_q", f"ascending from 0 up to {tokens}", cu.tolist())
 
 
 def work(part: Group, keys: Rows, values: Rows, block_size: int, heads: int, at: Value) -> Work:
