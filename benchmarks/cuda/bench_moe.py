@@ -1,0 +1,169 @@
+"""Mixture of experts in bfloat16 on one GPU, beside torch's grouped product.
+
+    python benchmarks/cuda/bench_moe.py [--json FILE] [--only NAME]
+
+Calls are captured in CUDA graphs over rotated weights (together larger than the second-level cache);
+medians of ten replays. Experts are chosen by random scores. `ffn`: both products of the experts' rows;
+torch: `torch._grouped_mm` twice with silu and product between. `layer`: routing, rows out, products, rows
+back, as fd_core.layers.moe calls them; torch: softmax, topk, argsort, index, the same products,
+index_add. The rates count the weights of experts in use, and two operations a product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from fd_cuda import library
+
+ROTATED = 512 << 20
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    hidden: int
+    inner: int
+    experts: int
+    chosen: int
+
+
+MODELS = [Model("Qwen3-30B-A3B", 2048, 768, 128, 8), Model("Mixtral-8x7B", 4096, 14336, 8, 2)]
+TOKENS = [1, 8, 64, 512, 4096]
+
+
+def timed(calls: list[Call], repeats: int = 10) -> float:
+    """Microseconds of one call: the median over replays of a graph that runs all of `calls` in turn."""
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(repeats + 2):
+        start, end = torch.cuda.Event(True), torch.cuda.Event(True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / len(calls))
+    return median(times[2:])
+
+
+class Layer:
+    """Weights and buffers of one layer over `tokens` tokens."""
+
+    def __init__(self, model: Model, tokens: int) -> None:
+        m, rows = model, tokens * model.chosen
+
+        def half(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, device="cuda", dtype=torch.int32)
+
+        self.model = m
+        self.up, self.down = half(m.experts, m.hidden, 2 * m.inner), half(m.experts, m.inner, m.hidden)
+        self.x, self.out = half(tokens, m.hidden), half(tokens, m.hidden)
+        self.scores = torch.randn(tokens, m.experts, device="cuda")
+        self.rows, self.results = half(rows, m.hidden), half(rows, m.hidden)
+        self.ends = torch.empty(m.experts, device="cuda", dtype=torch.int64)
+        self.places, self.ids, self.owners = ints(m.chosen, tokens), ints(tokens, m.chosen), ints(rows)
+        self.weights = torch.empty(tokens, m.chosen, device="cuda")
+        self.dispatch()
+        self.offsets = self.ends.int()
+
+    def dispatch(self) -> None:
+        outs = (self.rows, self.ends, self.places, self.weights, self.ids, self.owners)
+        kernel = library.function("moe_expert_dispatch")
+        kernel(self.x, self.scores, None, None, self.model.chosen, False, "", False, *outs)
+
+    def ffn(self) -> None:
+        absent = (None, None, None, None)
+        kernel = library.function("moe_expert_ffn")
+        kernel(self.rows, self.ends, self.up, self.down, *absent, self.owners, "none", False, self.results)
+
+    def run(self) -> None:
+        self.dispatch()
+        self.ffn()
+        kernel = library.function("moe_expert_reduce")
+        kernel(self.results, self.weights, self.places, self.ids, None, True, 1.0, self.out)
+
+    def torch_products(self, rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        h = torch._grouped_mm(rows, self.up, offs=offsets)
+        gate, value = h.chunk(2, -1)
+        return torch._grouped_mm(torch.nn.functional.silu(gate) * value, self.down, offs=offsets)
+
+    def torch_ffn(self) -> torch.Tensor:
+        return self.torch_products(self.rows, self.offsets)
+
+    def torch_run(self) -> torch.Tensor:
+        weights, ids = self.scores.softmax(-1).topk(self.model.chosen)
+        weights = weights / weights.sum(-1, keepdim=True)
+        order = ids.view(-1).argsort(stable=True)
+        tokens = order // self.model.chosen
+        ends = torch.zeros(self.model.experts, device="cuda", dtype=torch.int32)
+        ends.scatter_add_(0, ids.view(-1), torch.ones_like(order, dtype=torch.int32))
+        rows = self.torch_products(self.x[tokens], ends.cumsum(0).int())
+        shares = rows * weights.view(-1)[order].unsqueeze(-1)
+        return torch.zeros_like(self.x).index_add_(0, tokens, shares.to(self.x.dtype))
+
+
+def peer(calls: list[Call]) -> float | None:
+    """Microseconds of torch's way; None where this torch cannot go it."""
+    try:
+        return round(timed(calls), 1)
+    except (AttributeError, RuntimeError) as error:
+        print(f"torch: {str(error).splitlines()[0]}")
+        return None
+
+
+def measure(model: Model, tokens: int) -> list[dict[str, Any]]:
+    size = 6 * model.experts * model.hidden * model.inner
+    layers = [Layer(model, tokens) for _ in range(max(1, -(-ROTATED // size)))]
+    used = sum(len(torch.unique(layer.ids)) for layer in layers) / len(layers)
+    flops = 6 * tokens * model.chosen * model.hidden * model.inner
+    found = []
+    for step, ours, theirs in (("ffn", "ffn", "torch_ffn"), ("layer", "run", "torch_run")):
+        us = timed([getattr(layer, ours) for layer in layers])
+        torch_us = peer([getattr(layer, theirs) for layer in layers])
+        found.append({
+            "model": model.name, "tokens": tokens, "step": step, "us": round(us, 1),
+            "TB/s": round(used * size / model.experts / us * 1e-6, 2),
+            "TFLOP/s": round(flops / us * 1e-6, 1), "torch_us": torch_us,
+            "times_torch": round(torch_us / us, 2) if torch_us else None,
+        })  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "python": platform.python_version(), "cells": [],
+    }  # fmt: skip
+    for model in MODELS:
+        for tokens in TOKENS if args.only in model.name else []:
+            for cell in measure(model, tokens):
+                report["cells"].append(cell)
+                print("  ".join(f"{v!s:>14}" for v in cell.values()), flush=True)
+            torch.cuda.empty_cache()
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
