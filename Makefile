@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CPU_SOURCES := $(shell find plugins/cpu -path '*/build' -prune -o -type f -print)
+CUDA_SOURCES := $(shell find plugins/cuda -path '*/build' -prune -o -path '*/csrc' -prune -o -type f -print)
 
 .PHONY: run test lint install clean
 
@@ -28,9 +29,11 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml requirements/constraints.tx
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e . ./plugins/cpu
 	touch $@
 
-$(VENV)/tested-with: $(VENV)/installed requirements/test.txt
+# fd-cuda without kernels: its table, probe and diagnostics are tested on any machine.
+$(VENV)/tested-with: $(VENV)/installed requirements/test.txt $(CUDA_SOURCES)
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt -r requirements/test.txt -e ./plugins/xpu
+	FD_CUDA_ARCHS=none $(BIN)/python -m pip install -q --force-reinstall --no-deps ./plugins/cuda
 	touch $@
 
 clean:
-	rm -rf $(VENV) build plugins/cpu/build
+	rm -rf $(VENV) build plugins/cpu/build plugins/cuda/build
