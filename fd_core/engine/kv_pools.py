@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from fd_core.api.attention import KVCache, KVLayout
 from fd_core.api.platform import Platform
-from fd_core.api.tensor import Tensor, TensorSpec, empty_host, from_numpy
+from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 
 Pairs = list[tuple[int, int]]
 
@@ -16,7 +17,9 @@ Pairs = list[tuple[int, int]]
 class KVPools:
     """Device pools for `blocks` blocks, and host pools for `host_blocks` swapped ones.
 
-    Swapping needs the block count in the layout's first dimension, so that a block is one piece.
+    Swapping needs the block count in the layout's first dimension, so that a block is one piece. Copies
+    queue behind the steps launched so far and before those to come, so nobody waits for them: the host
+    itself never reads a swapped block.
     """
 
     def __init__(
@@ -28,11 +31,10 @@ class KVPools:
                 "choose another backend or set swap_space to 0"
             )
         self.ops = ops
-        self.platform = platform
+        self._transfers = platform.transfers()
         self.device = [self._layer(platform.empty, layout, blocks) for layout in layouts]
-        self.host = (
-            [self._layer(empty_host, layout, host_blocks) for layout in layouts] if host_blocks else []
-        )
+        pinned = self._transfers.pinned
+        self.host = [self._layer(pinned, layout, host_blocks) for layout in layouts] if host_blocks else []
 
     @staticmethod
     def _layer(make: Any, layout: KVLayout, blocks: int) -> KVCache:
@@ -50,14 +52,28 @@ class KVPools:
     def _copy(self, src: list[KVCache], dst: list[KVCache], pairs: Pairs) -> None:
         if not pairs:
             return
-        sources, targets = (from_numpy(np.array(ids, np.int64)) for ids in zip(*pairs, strict=True))
+        shared = src[0].key.storage.on_host and dst[0].key.storage.on_host
+        copy = self._swap if shared else self._queue
         for a, b in zip(src, dst, strict=True):
-            self._copy_blocks(a.key, b.key, sources, targets)
-            self._copy_blocks(a.value, b.value, sources, targets)
+            copy(a.key, b.key, pairs)
+            copy(a.value, b.value, pairs)
 
-    def _copy_blocks(self, src: Tensor, dst: Tensor, sources: Tensor, targets: Tensor) -> None:
-        if src.storage.on_host and dst.storage.on_host:
-            self.ops.swap_blocks(src, dst, sources, targets)
-            return
-        for a, b in zip(sources.numpy().tolist(), targets.numpy().tolist(), strict=True):
-            self.platform.copy_(dst.select(b), src.select(a))
+    def _swap(self, src: Tensor, dst: Tensor, pairs: Pairs) -> None:
+        sources, targets = (from_numpy(np.array(ids, np.int64)) for ids in zip(*pairs, strict=True))
+        self.ops.swap_blocks(src, dst, sources, targets)
+
+    def _queue(self, src: Tensor, dst: Tensor, pairs: Pairs) -> None:
+        for a, b, count in _runs(pairs):
+            self._transfers.copy(dst.slice(b, b + count), src.slice(a, a + count))
+
+
+def _runs(pairs: Pairs) -> Iterator[tuple[int, int, int]]:
+    """Pairs that continue one another on both sides, as (first source, first target, count)."""
+    first, count = pairs[0], 1
+    for pair in pairs[1:]:
+        if pair == (first[0] + count, first[1] + count):
+            count += 1
+        else:
+            yield (*first, count)
+            first, count = pair, 1
+    yield (*first, count)
