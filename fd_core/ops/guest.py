@@ -40,7 +40,25 @@ def to_tensor(value: Any, platform: Platform, device: Device, writable: bool) ->
         )
     if hasattr(value, "__array_interface__") and hasattr(value, "flags"):
         return _from_array(value, writable)
+    if writable and is_immutable(value):
+        raise ValueError(f"want a tensor that may be written, have {type(value).__name__}, which never may")
     return from_capsule(_export(constant(value), device), platform, device, writable)
+
+
+_immutable: dict[type[Any], bool] = {}
+
+
+def is_immutable(value: Any) -> bool:
+    """Whether the library refuses every assignment to its tensors; DLPack does not tell. Asked once per
+    type, with an assignment of nothing."""
+    kind = type(value)
+    if kind not in _immutable and exchange(kind) is None and getattr(value, "ndim", 0) > 0:
+        try:
+            value[:0] = value[:0]
+            _immutable[kind] = False
+        except TypeError:
+            _immutable[kind] = True
+    return _immutable.get(kind, False)
 
 
 def _hint(value: Any) -> str:

@@ -17,12 +17,15 @@ from fd_core.ops.guest import exporter, to_tensor
 
 @dataclass(frozen=True)
 class Guest:
-    """`example()`: one of its tensors. `mutable`: whether ops may write into them."""
+    """`example()`: one of its tensors. `mutable`: whether ops may write into them. `views`: whether slices
+    share memory. `wide`: whether it has 64-bit types by default."""
 
     name: str
     module: str
     example: Callable[[Any], Any]
     mutable: bool = True
+    views: bool = True
+    wide: bool = True
 
     def load(self) -> Any:
         library = pytest.importorskip(self.module, reason=f"{self.module} is not installed")
@@ -47,5 +50,5 @@ GUESTS = (
     Guest("numpy", "numpy", lambda np: np.zeros(1)),
     Guest("paddle", "paddle", lambda paddle: paddle.zeros([1])),
     Guest("torch", "torch", lambda torch: torch.zeros(1)),
-    Guest("jax", "jax", lambda jax: jax.numpy.zeros(1), mutable=False),
+    Guest("jax", "jax", lambda jax: jax.numpy.zeros(1), mutable=False, views=False, wide=False),
 )

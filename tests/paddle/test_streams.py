@@ -135,6 +135,22 @@ def test_without_guests_the_environment_stream_stays(kernel: Kernel) -> None:
     assert kernel.streams == [OURS, OURS]
 
 
+def test_tensors_that_refuse_assignment_are_never_written() -> None:
+    class Fixed(far.Old):
+        ndim = 2
+
+        def __getitem__(self, index: object) -> Any:
+            return self
+
+        def __setitem__(self, index: object, value: object) -> None:
+            raise TypeError("fixed")
+
+    with pytest.raises(
+        ValueError, match=r"silu.out: want a tensor that may be written, have Fixed, which nev"
+    ):
+        ops.silu(np.ones((2, 8), np.float32), out=Fixed(np.ones((2, 8))))
+
+
 def test_host_tensors_are_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "current_stream", lambda *_: pytest.fail("asked"))
     array = np.ones((2, 8), np.float32)
