@@ -1,10 +1,23 @@
 #include "fd/ids.cuh"
 #include "fd/pack.cuh"
+#include "fd/rowmove.cuh"
 #include "fd/rowwise.cuh"
 
 namespace fd {
 
-// N elements a thread. An id outside the table writes nothing.
+// Rows of the output's type. An id outside the table writes nothing.
+struct EmbeddingCopy {
+  ByteRows table, out;
+  Ids ids;
+
+  __device__ RowMove operator()(int64_t i) const {
+    const int64_t id = ids[i];
+    if (id < 0 || id >= table.count) return kStay;
+    return {out.row(i), table.row(id), 0};
+  }
+};
+
+// Rows converted, N elements a thread. An id outside the table writes nothing.
 template <typename W, typename T, int N>
 __global__ void embedding_rows(Ids ids, const W* table, int64_t table_step, int64_t vocabulary,
                                T* out, int64_t out_step, int64_t width, int64_t chunks) {
@@ -21,6 +34,7 @@ __global__ void embedding_rows(Ids ids, const W* table, int64_t table_step, int6
 
 #ifndef __CUDACC_RTC__
 #include "fd/ids.h"
+#include "fd/rowmove.h"
 #include "fd/rowwise.h"
 
 namespace fd {
@@ -42,6 +56,12 @@ void embedding_launch(const Launch& on, const Ids& ids, Tensor weight, Tensor ou
     start(embedding_rows<W, T, 1>, 1);
 }
 
+inline void embedding_copy(const Launch& on, const Ids& ids, Tensor weight, Tensor out) {
+  const ByteRows from = byte_rows("embedding", "weight", weight);
+  const ByteRows to = byte_rows("embedding", "out", out);
+  move_all(on, EmbeddingCopy{from, to, ids}, ids.count, to.bytes, {from, to});
+}
+
 void embedding(Tensor ids, Tensor weight, Tensor out) {
   const char* op = "embedding";
   Check{op, "ids", ids}.rank(1);
@@ -52,8 +72,13 @@ void embedding(Tensor ids, Tensor weight, Tensor out) {
   const Launch on = launch_on(op, weight);
   dispatch_float(op, "weight", weight, [&](auto weight_tag) {
     dispatch_float(op, "out", out, [&](auto tag) {
+      using W = decltype(weight_tag);
+      using T = decltype(tag);
       check_range(on, "ids", wanted, 0, weight.size(0));
-      embedding_launch<decltype(weight_tag), decltype(tag)>(on, wanted, weight, out);
+      if constexpr (std::is_same_v<W, T>)
+        embedding_copy(on, wanted, weight, out);
+      else
+        embedding_launch<W, T>(on, wanted, weight, out);
     });
   });
 }

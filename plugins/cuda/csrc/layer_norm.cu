@@ -2,11 +2,6 @@
 
 namespace fd {
 
-template <typename W>
-__device__ __forceinline__ float layer_norm_shift(const W* bias, int64_t i) {
-  return bias == nullptr ? 0.f : to_float(bias[i]);
-}
-
 // One block a row, read once and kept in registers; mean first, then the centred squares.
 template <typename T, typename W, int V>
 __global__ void layer_norm_rows(const T* x, int64_t x_step, const W* weight, const W* bias,
@@ -33,10 +28,16 @@ __global__ void layer_norm_rows(const T* x, int64_t x_step, const W* weight, con
   const float scale = rms_scale(squares, hidden, eps, scratch[1]);
   each_pack<T, V>(hidden, [&](int v, int64_t at) {
     const Floats<kPack<T>, W> w(weight + at);
+    float y[kPack<T>];
 #pragma unroll
-    for (int i = 0; i < kPack<T>; ++i)
-      kept[v][i] = from_float<T>((to_float(kept[v][i]) - mean) * scale * w[i] +
-                                 layer_norm_shift(bias, at + i));
+    for (int i = 0; i < kPack<T>; ++i) y[i] = (to_float(kept[v][i]) - mean) * scale * w[i];
+    if (bias != nullptr) {
+      const Floats<kPack<T>, W> shift(bias + at);
+#pragma unroll
+      for (int i = 0; i < kPack<T>; ++i) y[i] += shift[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) kept[v][i] = from_float<T>(y[i]);
     store_pack(out + at, kept[v]);
   });
 }
@@ -57,7 +58,7 @@ __global__ void layer_norm_any(const T* x, int64_t x_step, const W* weight, cons
   const float scale = rms_scale(squares, hidden, eps, scratch[1]);
   for (int64_t i = threadIdx.x; i < hidden; i += blockDim.x)
     out[i] = from_float<T>((to_float(x[i]) - mean) * scale * to_float(weight[i]) +
-                           layer_norm_shift(bias, i));
+                           (bias == nullptr ? 0.f : to_float(bias[i])));
 }
 
 }  // namespace fd
@@ -74,7 +75,7 @@ void layer_norm_launch(const Launch& on, Tensor x, Tensor weight, OptTensor bias
   const T* px = x.data<T>();
   const W *pw = weight.data<W>(), *pb = bias ? bias.data<W>() : nullptr;
   T* po = out.data<T>();
-  const RowShape shape = row_shape<T>(hidden, {x_step, out_step}, {px, pw, po});
+  const RowShape shape = row_shape<T>(hidden, {x_step, out_step}, {px, pw, pb, po});
   const auto start = [&](auto kernel) {
     run_overlapped(on, kernel, dim3(x.size(0)), dim3(shape.threads), 0, px, x_step, pw, pb, eps,
                    hidden, po, out_step);

@@ -1,4 +1,4 @@
-#include "fd/reduce.cuh"
+#include "fd/norm.cuh"
 
 namespace fd {
 
@@ -6,29 +6,20 @@ namespace fd {
 template <typename T, typename W, int V>
 __global__ void rms_norm_rows(const T* x, int64_t x_step, const W* weight, float eps,
                               int64_t hidden, T* out, int64_t out_step) {
-  constexpr int N = kPack<T>;
   __shared__ float scratch[kWarp];
-  const T* row = x + blockIdx.x * x_step;
-  Vec<T, N> kept[V];
+  let_next_start();
+  wait_for_inputs();
+  x += blockIdx.x * x_step, out += blockIdx.x * out_step;
+  Pack<T> kept[V];
   float sum = 0.f;
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const int64_t at = (int64_t{v} * blockDim.x + threadIdx.x) * N;
-    if (at >= hidden) continue;
-    kept[v] = *reinterpret_cast<const Vec<T, N>*>(row + at);
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum += to_float(kept[v][i]) * to_float(kept[v][i]);
-  }
-  const float scale = rsqrtf(block_reduce<Sum>(sum, scratch) / static_cast<float>(hidden) + eps);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const int64_t at = (int64_t{v} * blockDim.x + threadIdx.x) * N;
-    if (at >= hidden) continue;
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      kept[v][i] = from_float<T>(to_float(kept[v][i]) * scale * to_float(weight[at + i]));
-    *reinterpret_cast<Vec<T, N>*>(out + blockIdx.x * out_step + at) = kept[v];
-  }
+  each_pack<T, V>(hidden, [&](int v, int64_t at) {
+    kept[v] = load_pack(x + at);
+    sum += sum_squares<T>(kept[v]);
+  });
+  const float scale = rms_scale(sum, hidden, eps, scratch);
+  each_pack<T, V>(hidden, [&](int v, int64_t at) {
+    store_pack(out + at, scaled<T, W>(kept[v], scale, weight + at));
+  });
 }
 
 // Any width, alignment and stride: two passes over the row.
@@ -36,13 +27,14 @@ template <typename T, typename W>
 __global__ void rms_norm_any(const T* x, int64_t x_step, const W* weight, float eps, int64_t hidden,
                              T* out, int64_t out_step) {
   __shared__ float scratch[kWarp];
-  const T* row = x + blockIdx.x * x_step;
+  let_next_start();
+  wait_for_inputs();
+  x += blockIdx.x * x_step, out += blockIdx.x * out_step;
   float sum = 0.f;
+  for (int64_t i = threadIdx.x; i < hidden; i += blockDim.x) sum += to_float(x[i]) * to_float(x[i]);
+  const float scale = rms_scale(sum, hidden, eps, scratch);
   for (int64_t i = threadIdx.x; i < hidden; i += blockDim.x)
-    sum += to_float(row[i]) * to_float(row[i]);
-  const float scale = rsqrtf(block_reduce<Sum>(sum, scratch) / static_cast<float>(hidden) + eps);
-  for (int64_t i = threadIdx.x; i < hidden; i += blockDim.x)
-    out[blockIdx.x * out_step + i] = from_float<T>(to_float(row[i]) * scale * to_float(weight[i]));
+    out[i] = from_float<T>(to_float(x[i]) * scale * to_float(weight[i]));
 }
 
 }  // namespace fd
@@ -56,21 +48,22 @@ template <typename T, typename W>
 void rms_norm_launch(const Launch& on, Tensor x, Tensor weight, float eps, Tensor out) {
   const int64_t hidden = x.size(1), x_step = x.stride(0), out_step = out.stride(0);
   const T* from = x.data<T>();
+  const W* by = weight.data<W>();
   T* to = out.data<T>();
-  const RowShape shape = row_shape<T>(hidden, {x_step, out_step}, {from, to});
-  const auto launch = [&](auto kernel) {
-    run(on, kernel, dim3(x.size(0)), dim3(shape.threads), 0, from, x_step,
-        static_cast<const W*>(weight.data<W>()), eps, hidden, to, out_step);
+  const RowShape shape = row_shape<T>(hidden, {x_step, out_step}, {from, by, to});
+  const auto start = [&](auto kernel) {
+    run_overlapped(on, kernel, dim3(x.size(0)), dim3(shape.threads), 0, from, x_step, by, eps,
+                   hidden, to, out_step);
   };
   switch (shape.vectors) {
     case 1:
-      return launch(rms_norm_rows<T, W, 1>);
+      return start(rms_norm_rows<T, W, 1>);
     case 2:
-      return launch(rms_norm_rows<T, W, 2>);
+      return start(rms_norm_rows<T, W, 2>);
     case 4:
-      return launch(rms_norm_rows<T, W, 4>);
+      return start(rms_norm_rows<T, W, 4>);
     default:
-      return launch(rms_norm_any<T, W>);
+      return start(rms_norm_any<T, W>);
   }
 }
 
