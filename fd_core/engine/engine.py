@@ -98,7 +98,7 @@ class Engine:
         if self._flight is not None and (self._flight.error or not self.lookahead):
             launched, self._flight = self._flight, None
             outputs += self._settle(launched)
-        self._count(len(outputs), time.perf_counter() - started)
+        self._count(sum(len(output.token_ids) for output in outputs), time.perf_counter() - started)
         return outputs
 
     def stats(self) -> EngineStats:
