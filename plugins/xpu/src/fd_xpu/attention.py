@@ -87,7 +87,7 @@ class PaddleAttention(AttentionBackend):
         options = Options(float(self.spec.scale), float(self.spec.soft_cap or 0.0), given)
         found = attend(as_paddle(q), keys, values, plan.works, self.spec.num_kv_heads, options)
         target = as_paddle(out.slice(0, plan.total))
-        target.copy_(rounded(found, target.dtype), True)
+        target.copy_(rounded(found, target.dtype), False)
 
 
 def _lists(batch: AttentionBatch) -> tuple[Tensor, ...]:

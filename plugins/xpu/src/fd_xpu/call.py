@@ -58,7 +58,7 @@ def write(op: str, targets: Sequence[tuple[Tensor, Any]], results: Sequence[Any]
         if list(view.shape) != list(result.shape):
             raise ValueError(f"{op}: want an output of {list(result.shape)}, have {list(view.shape)}")
     for view, result in pairs:
-        view.copy_(rounded(result, view.dtype), True)
+        view.copy_(rounded(result, view.dtype), False)
 
 
 def rounded(result: Any, kind: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Codes of weight_quantize, in the order of architectures 75 to 90 (specification ops-quant-moe, section 4)."""
+"""Codes of weight_quantize in the order of architectures 75 to 90 (specification ops-quant-moe §4)."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Rows:
     def put(self, ids: Value, rows: Value) -> None:
         put_rows(self.matrix, ids, rows)
         if self.owner is not None:
-            self.owner.copy_(self.matrix.reshape(self.owner.shape), True)
+            self.owner.copy_(self.matrix.reshape(self.owner.shape), False)
 
 
 def rows_of(cache: Value) -> Rows:

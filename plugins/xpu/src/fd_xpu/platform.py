@@ -15,7 +15,7 @@ from fd_core.api import dtype as dt
 from fd_core.api.device import HOST, Device, DeviceInfo, MemoryInfo, ProbeReport
 from fd_core.api.host_platform import host_memory
 from fd_core.api.platform import DeviceError, Platform
-from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_xpu import memory, settings
 from fd_xpu.facts import find_paddle, gather
 from fd_xpu.kernels import PADDLE_TENSORS
@@ -123,16 +123,18 @@ class PaddlePlatform(Platform):
 
 
 def check_views(platform: PaddlePlatform) -> None:
-    """DeviceError unless a write through a view arrives in the block, at the byte that was meant."""
+    """DeviceError unless writes through views with gaps, from the host and from the device, arrive in the
+    block at the bytes that were meant."""
     import numpy as np
 
-    whole = platform.from_host(np.zeros(8, np.int32))
-    memory.copy(whole.slice(3, 5), platform.from_host(np.array([1, 2], np.int32)))
-    have = platform.to_host(whole).tolist()
-    if have != [0, 0, 0, 1, 2, 0, 0, 0]:
+    whole = platform.from_host(np.zeros((2, 4), np.int32))
+    memory.copy(whole.slice(1, 3, dim=1), from_numpy(np.array([[1, 2], [3, 4]], np.int32)))
+    memory.copy(whole.slice(3, 4, dim=1), platform.from_host(np.array([[5], [6]], np.int32)))
+    want, have = [[0, 1, 2, 5], [0, 3, 4, 6]], platform.to_host(whole).tolist()
+    if have != want:
         fix = "set FLAGS_use_stride_kernel=1, or use another Paddle build"
-        want = "views that share memory (stride kernels)"
-        raise DeviceError(f"{platform.device}: want {want}, have {have}; fix: {fix}")
+        text = f"want views that share memory (stride kernels), which give {want}, have {have}"
+        raise DeviceError(f"{platform.device}: {text}; fix: {fix}")
 
 
 def fused_features(place_type: str) -> frozenset[str]:

@@ -206,7 +206,7 @@ def finish(total: Any, bias: Tensor | None, out: Tensor) -> None:
     target = as_paddle(out)
     if target.size:
         whole = total if bias is None else f32(total) + f32(as_paddle(bias))
-        target.copy_(rounded(whole, target.dtype), True)
+        target.copy_(rounded(whole, target.dtype), False)
 
 
 METHODS: tuple[type[QuantMethod], ...] = (PaddleLinear, Int8Linear, Int4Linear)

@@ -19,7 +19,7 @@ def copy_blocks(cache: Value, src_block_ids: Value, dst_block_ids: Value, block_
     chained = sorted({*sources.tolist()} & {*targets.tolist()})
     check(not chained, f"{name}.src_block_ids", "no block that is also a destination", chained)
     for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
-        block(cache, block_dim, target).copy_(block(cache, block_dim, source), True)
+        block(cache, block_dim, target).copy_(block(cache, block_dim, source), False)
 
 
 def check_pairs(op: str, sources: Array, src_blocks: int, targets: Array, dst_blocks: int) -> None:

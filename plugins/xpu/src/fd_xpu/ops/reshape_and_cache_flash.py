@@ -64,7 +64,7 @@ def write_rows(rows: Value, cache: Value, slots: Array, scale: Value | None) -> 
         lines = packed(scale).reshape([-1, heads])
         put_rows(lines, like(slots, scale), steps)
         if not scale.is_contiguous():
-            scale.copy_(lines.reshape(scale.shape), True)
+            scale.copy_(lines.reshape(scale.shape), False)
     place = rows_of(cache)
     ids = place.ids(slots, cache.shape[1], heads).reshape(-1)
     place.put(like(ids, cache), stored.reshape([-1, dim]))

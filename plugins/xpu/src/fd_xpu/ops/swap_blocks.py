@@ -13,4 +13,4 @@ def swap_blocks(src: Value, dst: Value, src_block_ids: Value, dst_block_ids: Val
     sources, targets = host(src_block_ids), host(dst_block_ids)
     check_pairs("swap_blocks", sources, src.shape[0], targets, dst.shape[0])
     for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
-        block(dst, 0, target).copy_(block(src, 0, source), True)
+        block(dst, 0, target).copy_(block(src, 0, source), False)
