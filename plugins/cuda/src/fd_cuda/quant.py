@@ -133,13 +133,13 @@ class Int4Linear(IntegerLinear):
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__(device, platform, ops, config)
-        self.group = self.config.get("group_size", DEFAULT_GROUP)
+        self.group = (config or {}).get("group_size", DEFAULT_GROUP)
         if type(self.group) is not int or self.group not in GROUPS:
             raise QuantError(
                 f"quantization {self.name!r}: want group_size {' | '.join(map(str, GROUPS))}, "
                 f"have {self.group!r}"
             )
+        super().__init__(device, platform, ops, config)
 
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
         return int4_spec(columns, depth, self.group), int4_scale_spec(columns, depth, self.group)
