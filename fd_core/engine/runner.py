@@ -95,8 +95,8 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> Flight:
         """Queue the model's work. Sequences are not changed, except for their prompt log-probabilities
         (a step with any waits for them)."""
-        self.transit.next_step()
         self._prepare(plan)
+        self.transit.next_step()
         seqs = [item.seq for item in plan.items if item.completes]
         return Flight(plan, seqs, self._forward(plan.items) if plan.items else None)
 
