@@ -26,11 +26,29 @@ class LinearSpec:
     prefix: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values a method can hold: code * scale, `low` <= code <= `high`, with a scale for every `group`
+    inputs of an output (0: for all of them)."""
+
+    low: int
+    high: int
+    group: int
+
+
 class QuantMethod(ABC):
-    """Built once per model and device: `Method(device, platform, ops, config)`."""
+    """Built once per model and device: `Method(device, platform, ops, config)`.
+
+    A method with a `form` can be stored in a converted checkpoint: `stored_weights`, `store`, `adopt`.
+    One whose `config` says is_quantized is given such tensors (`stored`).
+    """
 
     name: ClassVar[str]
     priority: ClassVar[int] = 0
+    #: Name of the layout of `stored_weights`; methods of equal form read each other's. Empty: none.
+    form: ClassVar[str] = ""
+    #: Whether `lookup` is there: then a table shared with the output head is kept once.
+    has_lookup: ClassVar[bool] = False
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -39,6 +57,11 @@ class QuantMethod(ABC):
         self.platform = platform
         self.ops = ops
         self.config = dict(config or {})
+
+    @property
+    def stored(self) -> bool:
+        """Whether the checkpoint holds `stored_weights` instead of those of `create_weights`."""
+        return bool(self.form and self.config.get("is_quantized"))
 
     @classmethod
     @abstractmethod
@@ -51,8 +74,34 @@ class QuantMethod(ABC):
 
     @abstractmethod
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
-        """Pack the host tensors into the device's layout, once. The inputs may be freed after."""
+        """Pack the host tensors into the device's layout, once. The inputs may be freed after.
+
+        A method with a `grid` also takes "scale" [out, groups] float32: the scales to use, when the
+        weights were already rounded to it.
+        """
 
     @abstractmethod
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         """out [M, out_features] = x [M, in_features] @ W^T + bias; allocates nothing."""
+
+    def grid(self) -> Grid | None:
+        """The values weights are rounded to, for rounding by their effect on outputs; None: nearest
+        is near enough (optional)."""
+        return None
+
+    def stored_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:
+        """Tensors of a converted checkpoint for `spec`, by parameter name (optional)."""
+        raise NotImplementedError(f"quantization {self.name!r} has no stored form")
+
+    def store(self, spec: LinearSpec, packed: Any) -> dict[str, Tensor]:
+        """`packed` as the host tensors of `stored_weights` (optional)."""
+        raise NotImplementedError(f"quantization {self.name!r} has no stored form")
+
+    def adopt(self, spec: LinearSpec, stored: Mapping[str, Tensor]) -> Any:
+        """What `process_weights` would return, over `stored`: in place where the device can. The tensors
+        stay valid, and may be read-only (optional)."""
+        raise NotImplementedError(f"quantization {self.name!r} has no stored form")
+
+    def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
+        """out [tokens, in] = rows `ids` of W (optional, see `has_lookup`)."""
+        raise NotImplementedError(f"quantization {self.name!r} cannot be looked up")

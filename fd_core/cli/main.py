@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "serve": "serve a model over HTTP (OpenAI's API)",
     "generate": "complete a prompt in the terminal",
     "bench": "measure prefill and decode speed of a model",
+    "quantize": "convert a model folder to integer weights, once",
     "doctor": "show devices, plug-ins, versions and what is wrong with them",
     "why": "explain which kernel an op uses, and why not the others",
     "conformance": "check a platform's kernels against the oracles and contracts",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.layers.context import ModelContext
+from fd_core.layers.linear import Linear
 from fd_core.layers.weight import Parameter, Weighted, whole
 
 
@@ -28,3 +29,22 @@ class Embedding(Weighted):
 
     def __call__(self, ids: Tensor, out: Tensor) -> None:
         self._ops.embedding(ids, self.weight, out)
+
+
+class SharedEmbedding(Embedding):
+    """Looks tokens up in the output head's weights, where these are the table and kept packed."""
+
+    def __init__(
+        self, context: ModelContext, vocab_size: int, hidden_size: int, prefix: str, head: Linear
+    ) -> None:
+        super().__init__(context, vocab_size, hidden_size, prefix)
+        self._head = head
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        return None
+
+    def __call__(self, ids: Tensor, out: Tensor) -> None:
+        self._head.lookup(ids, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fd_core.api.quant import LinearSpec
+from fd_core.api.quant import LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.layers.context import ModelContext
 from fd_core.layers.weight import Parameter, Piece, Weighted, whole
@@ -48,8 +48,12 @@ class Linear(Weighted):
         self._packed: Any = None
 
     def parameters(self) -> dict[str, Parameter]:
-        wanted = self._method.create_weights(self.spec)
-        found = {name: self._parameter(name, spec) for name, spec in wanted.items()}
+        if self._method.stored:
+            wanted = self._method.stored_weights(self.spec)
+            found = {name: whole(f"{self.spec.prefix}.{name}", spec) for name, spec in wanted.items()}
+        else:
+            wanted = self._method.create_weights(self.spec)
+            found = {name: self._parameter(name, spec) for name, spec in wanted.items()}
         if self.spec.bias:
             found["bias"] = self._parameter("bias", TensorSpec((self.out_features,), self.spec.activation))
         return found
@@ -80,7 +84,20 @@ class Linear(Weighted):
         weights = {name: value for name, value in values.items() if name != "bias"}
         if self.spec.bias:
             self._bias = self._platform.from_host(values["bias"].numpy())
-        self._packed = self._method.process_weights(self.spec, weights)
+        take = self._method.adopt if self._method.stored else self._method.process_weights
+        self._packed = take(self.spec, weights)
+
+    @property
+    def method(self) -> QuantMethod:
+        return self._method
+
+    @property
+    def has_lookup(self) -> bool:
+        return self._method.has_lookup
+
+    def lookup(self, ids: Tensor, out: Tensor) -> None:
+        """out [tokens, in] = rows `ids` of W."""
+        self._method.lookup(ids, self._packed, out)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         self._method.apply(x, self._packed, self._bias, out)

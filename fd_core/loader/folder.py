@@ -68,6 +68,9 @@ class FolderSource(WeightSource):
         array = self._where[piece.name].read(piece.name)
         return array.T if self._turned(piece) else array
 
+    def release(self, piece: Piece) -> None:
+        self._where[piece.name].release(piece.name)
+
     def close(self) -> None:
         self._where, self._files = {}, {}
 

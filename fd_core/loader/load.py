@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,21 @@ def load_weights(
     total = sum(p.nbytes for p in parameters)
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading weights", disable=hidden) as bar:
         for layer, found in declared:
-            layer.load({name: read_parameter(source, p) for name, p in found.items()})
+            load_layer(layer, source, found)
             bar.update(sum(p.nbytes for p in found.values()))
+
+
+def load_layer(layer: Weighted, source: WeightSource, found: Mapping[str, Parameter]) -> None:
+    """One layer's parameters; what the layer copied need not stay in memory."""
+    layer.load({name: read_parameter(source, p) for name, p in found.items()})
+    release(source, found)
+
+
+def release(source: WeightSource, parameters: Mapping[str, Parameter]) -> None:
+    """What was read for these parameters was copied, or is not needed soon."""
+    for parameter in parameters.values():
+        for piece in parameter.pieces:
+            source.release(piece)
 
 
 def read_parameter(source: WeightSource, parameter: Parameter) -> Tensor:

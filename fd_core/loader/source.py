@@ -31,6 +31,10 @@ class WeightSource(ABC):
         `dtype` is what the caller will convert it to; a source may return its own type instead.
         """
 
+    def release(self, piece: Piece) -> None:
+        """The tensor was read and copied: its memory may go, until it is read again (optional)."""
+        return None
+
     def close(self) -> None:
         """Let go of files (optional)."""
         return None

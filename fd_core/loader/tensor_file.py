@@ -25,7 +25,7 @@ from fd_core.loader.errors import CheckpointError
 #: The format's own limit for a header.
 MAX_HEADER_BYTES = 100_000_000
 
-_DTYPES: dict[str, DType] = {
+DTYPES: dict[str, DType] = {
     "F64": dt.float64,
     "F32": dt.float32,
     "F16": dt.float16,
@@ -68,6 +68,15 @@ class TensorFile:
             return np.empty(entry.spec.shape, kind)
         raw = np.frombuffer(self._map, np.uint8, entry.spec.nbytes, entry.start)
         return raw.view(kind).reshape(entry.spec.shape)
+
+    def release(self, name: str) -> None:
+        """Take the tensor's whole pages out of this process; arrays over them stay valid."""
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        entry = self.entries[name]
+        first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (entry.start + entry.spec.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if advice is not None and first < last:
+            self._map.madvise(advice, first, last - first)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -117,11 +126,11 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
         kind, shape, (start, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise _broken(path, f"tensor {name!r} has no dtype, shape and data_offsets") from None
-    if kind not in _DTYPES:
-        raise CheckpointError(f"{path}: {name!r}: want a dtype among {', '.join(_DTYPES)}, have {kind!r}")
+    if kind not in DTYPES:
+        raise CheckpointError(f"{path}: {name!r}: want a dtype among {', '.join(DTYPES)}, have {kind!r}")
     if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
         raise _broken(path, f"tensor {name!r} has sizes that are no counts: {shape}, {start}, {end}")
-    spec = TensorSpec(shape, _DTYPES[kind])
+    spec = TensorSpec(shape, DTYPES[kind])
     if end - start != spec.nbytes:
         raise _broken(
             path, f"tensor {name!r} {list(shape)} {kind} needs {spec.nbytes} bytes, has {end - start}"

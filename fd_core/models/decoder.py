@@ -13,7 +13,7 @@ from fd_core.layers.attention import Attention, Rotary
 from fd_core.layers.attention_select import select_attention
 from fd_core.layers.buffers import Buffer
 from fd_core.layers.context import ModelContext
-from fd_core.layers.embedding import Embedding
+from fd_core.layers.embedding import Embedding, SharedEmbedding
 from fd_core.layers.linear import Linear
 from fd_core.layers.mlp import GatedMLP
 from fd_core.layers.norm import RMSNorm
@@ -77,11 +77,11 @@ class DecoderLM(CausalLM):
         self._rotary = self._make_rotary()
         self._x = self.scratch.buffer("x", (hidden,), context.activation_dtype)
         self._residual = self.scratch.buffer("residual", (hidden,), context.activation_dtype)
-        self.embed = Embedding(context, config.vocab_size, hidden, "model.embed_tokens")
+        self.head = self._make_head()
+        self.embed = self._make_embedding()
         self.blocks = [self._block(layer) for layer in range(config.num_hidden_layers)]
         self.norm = RMSNorm(context, hidden, eps, "model.norm")
         self._next_norms = [*(block.norm for block in self.blocks[1:]), self.norm]
-        self.head = self._make_head()
         rows, platform = context.max_num_seqs, context.platform
         self._selected = Buffer.empty(platform, (rows, hidden), context.activation_dtype)
         self._logits = Buffer.empty(platform, (rows, config.vocab_size), dt.float32)
@@ -124,6 +124,12 @@ class DecoderLM(CausalLM):
         tied = config.tie_word_embeddings
         name = "model.embed_tokens" if tied else HEAD
         return Linear(self.context, config.hidden_size, [(name, config.vocab_size)], table=tied, name=HEAD)
+
+    def _make_embedding(self) -> Embedding:
+        config = self.config
+        where = (self.context, config.vocab_size, config.hidden_size, "model.embed_tokens")
+        shared = config.tie_word_embeddings and self.head.has_lookup
+        return SharedEmbedding(*where, self.head) if shared else Embedding(*where)
 
     def _block(self, layer: int) -> Block:
         prefix = f"model.layers.{layer}"
@@ -196,6 +202,20 @@ class DecoderLM(CausalLM):
             block(x, residual, positions, plans[block.attention.backend], cache)
             next_norm.add(x, residual)
         return x
+
+    def run_block(
+        self,
+        index: int,
+        x: Tensor,
+        residual: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        cache: KVCache,
+    ) -> None:
+        """One block alone on the sum so far, `residual`; `x` receives the part still to be added."""
+        block = self.blocks[index]
+        block.norm(residual, x)
+        block(x, residual, positions, block.attention.backend.plan(batch), cache)
 
     def compute_logits(self, hidden: Tensor, indices: Tensor | None) -> Tensor:
         rows = hidden

@@ -12,8 +12,12 @@ from typing import Any
 _log = logging.getLogger("fd.quantization")
 
 UNQUANTIZED = "none"
+#: Dense layers by one method, experts by another, the KV cache by a third.
+MIXED = "mix_quant"
 #: What the output head is called, also where it shares the embedding table.
 HEAD = "lm_head"
+#: The methods of the head where nothing else is said: four bits cost more there than anywhere.
+_HEADS = {"wint4": "wint8", "w4a8": "w8a8"}
 #: Keys under which checkpoints name the method, and those that list layers left alone.
 _NAME_KEYS = ("quantization", "quant_method")
 _SKIP_KEYS = ("modules_to_not_convert", "ignored_layers", "ignore", "skip")
@@ -26,21 +30,33 @@ class QuantError(ValueError):
 @dataclass(frozen=True, slots=True)
 class QuantConfig:
     """`name` in the registry, the method's own `options`, and `skip`: patterns of layers (checkpoint
-    prefixes, or their last parts) that stay unquantised. `from_checkpoint`: its weights are already
-    packed in this method's format. `head`: the method of the output head, where it is not `name`;
-    the head is called lm_head in patterns, also where it is the embedding table."""
+    prefixes, or their last parts) that stay unquantised. `from_checkpoint`: config.json says it.
+    `head`: the method of the output head, where it is not `name`; the head is called lm_head in
+    patterns, also where it is the embedding table. `layers`: (pattern, method) pairs for single
+    layers, the first that fits. `experts`: the method of expert weights. `kv_cache`: the type of the
+    KV cache, empty for the model's."""
 
     name: str = UNQUANTIZED
     options: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     from_checkpoint: bool = False
     head: str = ""
+    layers: tuple[tuple[str, str], ...] = ()
+    experts: str = UNQUANTIZED
+    kv_cache: str = ""
 
     def name_for(self, prefix: str) -> str:
         """The method's name for one layer."""
         if any(_matches(prefix, pattern) for pattern in self.skip):
             return UNQUANTIZED
+        for pattern, name in self.layers:
+            if _matches(prefix, pattern):
+                return name
         return self.head if self.head and prefix == HEAD else self.name
+
+    def names(self) -> list[str]:
+        """Every method it mentions."""
+        return [self.name, self.head or self.name, self.experts, *(name for _, name in self.layers)]
 
 
 def _matches(prefix: str, pattern: str) -> bool:
@@ -58,7 +74,7 @@ def parse_quantization(
         if requested and asked.name != found.name:
             _log.warning("quantization %r is ignored: the checkpoint is %r", requested, found.name)
         asked = found
-    for name in (asked.name, asked.head or asked.name):
+    for name in asked.names():
         if name not in known:
             names = ", ".join(sorted(known))
             raise QuantError(f"quantization: want one of {names}; have {name!r} (is a plug-in missing?)")
@@ -68,7 +84,7 @@ def parse_quantization(
 def _from_text(text: str) -> QuantConfig:
     text = text.strip()
     if not text.startswith("{"):
-        return QuantConfig(text or UNQUANTIZED)
+        return QuantConfig(text or UNQUANTIZED, head=_HEADS.get(text, ""))
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -80,10 +96,30 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
     name = next((value[key] for key in _NAME_KEYS if value.get(key)), None)
     if not isinstance(name, str):
         raise QuantError(f"{where}: want a method under {' or '.join(_NAME_KEYS)}; have {sorted(value)}")
-    head = value.get(HEAD) or ""
-    if not isinstance(head, str):
-        raise QuantError(f"{where}: want the name of a method under {HEAD}; have {head!r}")
-    skip = [pattern for key in _SKIP_KEYS for pattern in value.get(key) or ()]
     if name == "fp8" and value.get("weight_block_size"):
         name = "block_wise_fp8"
-    return QuantConfig(name, dict(value), tuple(skip), from_checkpoint, head)
+    if name == MIXED:
+        name = _text(value, "dense_quant_type", where) or UNQUANTIZED
+    return QuantConfig(
+        name,
+        dict(value),
+        tuple(pattern for key in _SKIP_KEYS for pattern in value.get(key) or ()),
+        from_checkpoint,
+        _text(value, HEAD, where) or _HEADS.get(name, ""),
+        _layers(value.get("layers") or {}, where),
+        _text(value, "moe_quant_type", where) or UNQUANTIZED,
+        _text(value, "kv_cache_quant_type", where),
+    )
+
+
+def _text(value: Mapping[str, Any], key: str, where: str) -> str:
+    found = value.get(key) or ""
+    if not isinstance(found, str):
+        raise QuantError(f"{where}: want the name of a method under {key}; have {found!r}")
+    return found
+
+
+def _layers(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value.values()):
+        raise QuantError(f"{where}: want {{pattern: method}} under layers; have {value!r}")
+    return tuple((str(pattern), name) for pattern, name in value.items())

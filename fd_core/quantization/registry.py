@@ -8,7 +8,7 @@ from typing import Any
 from fd_core.api.device import DeviceInfo
 from fd_core.api.quant import LinearSpec, QuantMethod
 from fd_core.host.errors import UnsupportedOpError
-from fd_core.quantization.config import QuantConfig, QuantError
+from fd_core.quantization.config import UNQUANTIZED, QuantConfig, QuantError
 
 
 class QuantChooser:
@@ -45,6 +45,6 @@ class QuantChooser:
             if name not in self._methods:
                 have = ", ".join(sorted(self._methods)) or "none at all"
                 raise QuantError(f"quantization: want one of {have}; have {name!r}")
-            options = self.config.options if name == self.config.name else {}
+            options = {} if name == UNQUANTIZED else self.config.options
             self._made[name] = self._methods[name](self._device, self._platform, self._ops, options)
         return self._made[name]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from integer import check_threads, check_what_is_not_finite, check_zeros, layer, make, normal
+from integer import check_threads, check_what_is_not_finite, check_zeros, layer, make, normal, spec
 
 from fd_core.api import dtype as dt
 from fd_core.api.dtype import DType
+from fd_core.api.tensor import from_numpy
 
 every_method = pytest.mark.parametrize("name", ["wint8", "w8a8", "wint4", "w4a8"])
 
@@ -47,3 +48,40 @@ def test_zeros_are_exact(name: str) -> None:
 def test_empty_depth_gives_the_bias(name: str) -> None:
     one, bias = layer(make(name), np.empty((5, 0), np.float32)), normal(1, (5,))
     np.testing.assert_array_equal(one(np.empty((2, 0), np.float32), bias), [bias, bias])
+
+
+@every_method
+@pytest.mark.parametrize("x_type", dt.FLOATS, ids=str)
+def test_rows_are_looked_up(name: str, x_type: DType) -> None:
+    """A row of the table is what its column contributes: the product with a unit vector, exactly."""
+    weight = normal(14, (70, 100), dt.bfloat16)
+    one, method = layer(make(name), weight), make("wint4" if "4" in name else "wint8")
+    plain = layer(method, weight)(np.eye(100, dtype=np.float32)).T
+    ids = np.array([0, 69, 33, 33], np.int32)
+    out = np.full((4, 100), 7, x_type.numpy())
+    one.method.lookup(from_numpy(ids), one.packed, from_numpy(out))
+    np.testing.assert_array_equal(out, plain[ids].astype(x_type.numpy()))
+    with pytest.raises(ValueError, match=r"ids: want indices in \[0, .*have 200 at position 1"):
+        one.method.lookup(from_numpy(np.array([1, 200])), one.packed, from_numpy(out[:2]))
+
+
+@every_method
+def test_stored_weights_are_taken_back_in_place(name: str) -> None:
+    method = make(name)
+    one = layer(method, normal(15, (70, 100), dt.bfloat16))
+    stored = method.store(spec(100, 70), one.packed)
+    assert {k: v.spec for k, v in stored.items()} == method.stored_weights(spec(100, 70))
+    kept = {}
+    for key, value in stored.items():
+        array = value.numpy().copy()
+        array.flags.writeable = False
+        kept[key] = from_numpy(array)
+    again = make(name, is_quantized=True, forms={name: method.form})
+    assert again.stored
+    packed = again.adopt(spec(100, 70), kept)
+    parts = packed if isinstance(packed, tuple) else (packed,)
+    assert {part.ptr for part in parts} == {value.ptr for value in kept.values()}
+    x = normal(16, (5, 100))
+    out = np.empty((5, 70), np.float32)
+    again.apply(from_numpy(x), packed, None, from_numpy(out))
+    np.testing.assert_array_equal(out, one(x))

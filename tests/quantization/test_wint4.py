@@ -71,8 +71,8 @@ def test_the_group_is_an_option() -> None:
     assert make("wint4").create_weights(spec(100, 33)) == {"weight": TensorSpec((33, 100), dt.bfloat16)}
     sizes = [layer(make("wint4", group_size=g), normal(0, (32, 128))).packed.nbytes for g in (32, 64, 128)]
     assert sizes == [2048 + 4 * 64, 2048 + 2 * 64, 2048 + 64]
-    for wrong in (16, 0, -1, "64", 64.0, True):
-        with pytest.raises(ValueError, match=r"'wint4': want group_size 32 \| 64 \| 128, have"):
+    for wrong in (16, 0, -2, "64", 64.0, True):
+        with pytest.raises(ValueError, match=r"'wint4': want group_size 32 \| 64 \| 128 \| -1, have"):
             make("wint4", group_size=wrong)
 
 
@@ -92,4 +92,37 @@ def test_packing_refuses_another_shape() -> None:
         ((1, 1, 1088), "want size 2 in dimension 1"),
     ]:
         with pytest.raises(ValueError, match=rf"pack_int4_weight\.packed: {why}"):
-            library.pack_int4_weight(weight, empty_host(TensorSpec(shape, dt.uint8)))
+            library.pack_int4_weight(weight, None, False, empty_host(TensorSpec(shape, dt.uint8)))
+
+
+def test_a_column_may_share_one_scale() -> None:
+    """group_size -1: the stored groups of 128 all have the scale that is best for the column."""
+    weight = normal(14, (33, 300))
+    one = layer(make("wint4", group_size=-1), weight)
+    _, scale = int4_weight(one.packed, 33, 300, 128)
+    assert scale.shape == (33, 3)
+    assert (scale == scale[:, :1]).all()
+    plain = np.abs(weight).max(1) / 7
+    assert (np.abs(np.abs(scale[:, 0]) / plain - 0.85) < 0.35).all()
+
+
+@every_group
+def test_given_scales_are_used(group: int) -> None:
+    """Weights that lie on a grid come back as they are, whatever the best scale would have been."""
+    rng = np.random.default_rng(15)
+    groups = -(-300 // group)
+    scale = rng.uniform(0.5, 2, (40, groups)).astype(dt.bfloat16.numpy()).astype(np.float32)
+    codes = rng.integers(-3, 4, (40, 300))
+    weight = (codes * spread(scale, 300, group)).astype(np.float32)
+    method = make("wint4", group_size=group)
+    tensors = {"weight": from_numpy(weight), "scale": from_numpy(scale)}
+    packed = method.process_weights(spec(300, 40, dt.float32), tensors)
+    got, steps = int4_weight(packed, 40, 300, group)
+    np.testing.assert_array_equal(got, codes)
+    np.testing.assert_array_equal(steps, scale)
+
+
+def test_given_scales_of_another_shape_are_refused() -> None:
+    tensors = {"weight": from_numpy(normal(0, (40, 300))), "scale": from_numpy(normal(0, (40, 4)))}
+    with pytest.raises(ValueError, match=r"pack_int4_weight\.scale: want size 5 in dimension 1"):
+        make("wint4").process_weights(spec(300, 40, dt.float32), tensors)

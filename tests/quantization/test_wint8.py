@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from integer import (
@@ -60,9 +62,10 @@ def test_it_asks_for_the_plain_weight() -> None:
     assert "layers.0.mlp.weight: want float32 | float16 | bfloat16, have int8" in str(verdict)
 
 
-def test_a_checkpoint_quantised_already_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'wint8': want a checkpoint of plain weights"):
-        make("wint8", is_quantized=True)
+@pytest.mark.parametrize("config", [{}, {"forms": {"wint8": "int8-tiles-9"}}, {"forms": {"wint4": "x"}}])
+def test_weights_stored_in_another_form_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"'wint8': want weights stored as 'int8-panels-1' \(forms\), or"):
+        make("wint8", is_quantized=True, **config)
 
 
 @every_type

@@ -1,5 +1,6 @@
 // Plain weights to the quantised panels of quant_panels.h.
 #include <cmath>
+#include <vector>
 
 #include "fd/quant_panels.h"
 #include "fd/quantise.h"
@@ -10,6 +11,9 @@ namespace {
 using gemm::kPanel;
 using gemm::kQuad;
 
+struct alignas(64) Lanes {
+  float x[kLanes];
+};
 constexpr int kMaxGroup = 128;
 constexpr int kCandidates = 12;    // scales tried for a group, from two starts each
 constexpr float kShrink = 0.025f;  // between one candidate and the next
@@ -63,33 +67,66 @@ float best_scale(const vf* x, int n) {
   return best;
 }
 
-// Column j of a group: its nibbles into `quads`, which begins zeroed.
+// Sixteen at a time; the last is filled up with zeros. Returns how many there are.
 template <typename T>
-float pack_int4_column(const T* w, int64_t depth, int j, uint8_t* quads) {
-  vf x[kMaxGroup / kLanes];
+int load_all(const T* w, int64_t depth, vf* x) {
   const int n = static_cast<int>((depth + kLanes - 1) / kLanes);
   for (int i = 0; i < n; ++i) {
-    const int left = static_cast<int>(depth) - i * kLanes;
+    const int left = static_cast<int>(depth - i * int64_t{kLanes});
     x[i] = left >= kLanes ? load16(w + i * kLanes) : load_tail(w + i * kLanes, left);
   }
-  const float scale = best_scale(x, n);
+  return n;
+}
+
+// Column j of a group: its nibbles into `quads`, which begins zeroed.
+template <typename T>
+void pack_int4_column(const T* w, int64_t depth, float scale, int j, uint8_t* quads) {
+  vf x[kMaxGroup / kLanes];
+  const int n = load_all(w, depth, x);
   for (int i = 0; i < n; ++i) {
     const vi codes = codes16(x[i], std::abs(scale) > 0 ? 1.0f / scale : 0.0f, -8, 7);
     for (int l = 0; l < kLanes; ++l)
       quads[(i * kLanes + l) / kQuad * gemm::kInt4Quad + j % 16 * kQuad + l % kQuad] |=
           static_cast<uint8_t>((codes[l] & 15) << (j / 16 * 4));
   }
-  return scale;
 }
 
+// Scales of the columns of a panel: as given, or the best of a column's group or of all of it.
+struct Scales {
+  const float* given;  // [columns][groups], null: none
+  int64_t groups, group, depth;
+  bool whole;
+
+  template <typename T>
+  float of(const T* w, int64_t column, int64_t g) const {
+    if (given != nullptr)
+      return to_float(from_float<bf16>(whole ? given[column] : given[column * groups + g]));
+    const int64_t first = whole ? 0 : g * group;
+    const int64_t length = whole ? depth : std::min(group, depth - first);
+    thread_local std::vector<Lanes> space;
+    space.resize(static_cast<size_t>((length + kLanes - 1) / kLanes));
+    vf* x = reinterpret_cast<vf*>(space.data());
+    return best_scale(x, load_all(w + first, length, x));
+  }
+};
+
+// The panel of `columns` rows of w from `first` on.
 template <typename T>
-void pack_int4_group(const T* w, int64_t stride, int columns, int64_t depth, int64_t bytes,
+void pack_int4_panel(const T* w, int64_t stride, const Scales& plan, int64_t first, int columns,
                      uint8_t* to) {
-  std::memset(to, 0, static_cast<size_t>(bytes));
-  bf16* scales = reinterpret_cast<bf16*>(to);
+  const int64_t bytes = gemm::int4_group_bytes(plan.group);
+  std::memset(to, 0, static_cast<size_t>(plan.groups * bytes));
   for (int j = 0; j < columns; ++j) {
-    const float scale = pack_int4_column(w + j * stride, depth, j, to + gemm::kInt4Scales);
-    scales[j % 16 * 2 + j / 16] = from_float<bf16>(scale);
+    const T* row = w + (first + j) * stride;
+    float scale = 0;
+    for (int64_t g = 0; g < plan.groups; ++g) {
+      uint8_t* group = to + g * bytes;
+      if (g == 0 || !plan.whole) scale = plan.of(row, first + j, g);
+      reinterpret_cast<bf16*>(group)[j % 16 * 2 + j / 16] = from_float<bf16>(scale);
+      const int64_t begin = g * plan.group;
+      pack_int4_column(row + begin, std::min(plan.group, plan.depth - begin), scale, j,
+                       group + gemm::kInt4Scales);
+    }
   }
 }
 
@@ -125,22 +162,28 @@ void pack_int8_weight(Tensor weight, Tensor packed, Tensor scale) {
 FD_EXPORT(pack_int8_weight)
 
 // packed [ceil(N / 32), ceil(K / group), bytes of a group] uint8, group 32, 64 or 128 as the last
-// size says. A group with a NaN or an infinity: codes zero, scale NaN.
-void pack_int4_weight(Tensor weight, Tensor packed) {
+// size says. `scale` [N, ceil(K / group)] float32 is rounded to bfloat16 and used; without it each
+// group gets the best one, or, if `whole`, each column one for all its groups. A group with a NaN
+// or an infinity: codes zero, scale NaN.
+void pack_int4_weight(Tensor weight, OptTensor scale, bool whole, Tensor packed) {
   const char* op = "pack_int4_weight";
   Check{op, "weight", weight}.rank(2).inner_contiguous();
   const int64_t columns = weight.size(0), depth = weight.size(1);
   const int64_t group = gemm::check_int4(op, packed, depth, columns);
+  Scales plan{nullptr, packed.size(1), group, depth, whole};
+  if (scale) {
+    Check{op, "scale", scale}.rank(2).dim(0, columns).dim(1, whole ? 1 : plan.groups);
+    Check{op, "scale", scale}.dtype<float>("float32").contiguous();
+    plan.given = scale.data<float>();
+  }
   dispatch_float(op, "weight", weight, [&](auto tag) {
     using T = decltype(tag);
     const T* from = weight.data<T>();
     uint8_t* to = packed.data<uint8_t>();
-    const int64_t stride = weight.stride(0), bytes = packed.size(2), groups = packed.size(1);
+    const int64_t stride = weight.stride(0), bytes = packed.size(1) * packed.size(2);
     parallel_for(packed.size(0), 1, [=](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p)
-        for (int64_t g = 0; g < groups; ++g)
-          pack_int4_group(from + p * kPanel * stride + g * group, stride, columns_of(p, columns),
-                          std::min(group, depth - g * group), bytes, to + (p * groups + g) * bytes);
+        pack_int4_panel(from, stride, plan, p * kPanel, columns_of(p, columns), to + p * bytes);
     });
   });
 }

@@ -1,10 +1,12 @@
-"""Integer weights, made from a checkpoint's floats while it loads. Layouts: csrc/include/fd/quant_panels.h.
+"""Integer weights, made from a checkpoint's floats while it loads, or stored (`fd quantize`) and used in
+place. Layouts: csrc/include/fd/quant_panels.h, the same for every processor.
 
 `wint8`, `w8a8`: one scale per output column. `wint4`, `w4a8`: one per group of inputs and column
-(option `group_size`: 32, 64 or 128). The `a8` methods also quantise each token's activations to int8,
-with a scale per group of inputs (128 with int8 weights), and sum a group in int32; the others keep
-float32 activations. Embedding tables that are looked up, routers and experts stay as they are; the
-output head is a linear layer like the others (`skip` spares it).
+(option `group_size`: 32, 64, 128, or -1 for one per column). The `a8` methods also quantise each
+token's activations to int8, with a scale per group of inputs (128 with int8 weights), and sum a group
+in int32; the others keep float32 activations. Routers and experts stay as they are; the output head
+is a linear layer like the others (`skip` spares it), and where it is the embedding table, tokens are
+looked up in its panels.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, ClassVar
 from fd_core.api import dtype as dt
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import Grid, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.quantization.config import QuantError
@@ -24,7 +26,9 @@ from fd_cpu.quant import PANEL
 
 QUAD = 4  # steps of k that lie together
 GROUPS = (32, 64, 128)
+WHOLE = -1  # one scale per column: stored in groups of 128 that all have it
 DEFAULT_GROUP = 64
+LOW, HIGH = -8, 7
 
 
 def int8_spec(weight: TensorSpec) -> TensorSpec:
@@ -39,20 +43,27 @@ def int4_spec(weight: TensorSpec, group: int) -> TensorSpec:
     return TensorSpec((-(-columns // PANEL), -(-depth // group), 2 * PANEL + group * PANEL // 2), dt.uint8)
 
 
+def plain(spec: LinearSpec) -> TensorSpec:
+    return TensorSpec((spec.out_features, spec.in_features), spec.dtype)
+
+
 class IntegerLinear(QuantMethod):
-    """What the methods share: they start from plain weights."""
+    """What the methods share: they start from plain weights, or from their own panels."""
 
     priority: ClassVar[int] = 100
+    has_lookup: ClassVar[bool] = True
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(device, platform, ops, config)
-        if self.config.get("is_quantized"):
-            fix = "load the 16-bit checkpoint with this method instead"
+        forms = self.config.get("forms", {})
+        have = forms.get(self.name) if isinstance(forms, Mapping) else forms
+        if self.config.get("is_quantized") and have != self.form:
+            fix = "convert the 16-bit checkpoint with fd quantize, or load it with this method"
             raise QuantError(
-                f"quantization {self.name!r}: want a checkpoint of plain weights (is_quantized false), "
-                f"have one that is already quantised; fix: {fix}"
+                f"quantization {self.name!r}: want weights stored as {self.form!r} (forms), or plain ones "
+                f"(is_quantized false), have {have!r}; fix: {fix}"
             )
 
     @classmethod
@@ -65,13 +76,14 @@ class IntegerLinear(QuantMethod):
         return Verdict.no(ReasonCode.DTYPE, subject, want, spec.dtype, fix)
 
     def create_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:
-        return {"weight": TensorSpec((spec.out_features, spec.in_features), spec.dtype)}
+        return {"weight": plain(spec)}
 
 
 class Int8Linear(IntegerLinear):
     """Method "wint8": int8 weights, float activations."""
 
     name: ClassVar[str] = "wint8"
+    form: ClassVar[str] = "int8-panels-1"
     kernel: ClassVar[str] = "linear_int8"
 
     def __init__(
@@ -79,47 +91,76 @@ class Int8Linear(IntegerLinear):
     ) -> None:
         super().__init__(device, platform, ops, config)
         self._linear = getattr(library, self.kernel)
+        self._lookup = library.lookup_int8
 
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
         """(panels, scales): a row's largest magnitude becomes 127."""
-        weight = weights["weight"]
-        packed = self.platform.empty(int8_spec(weight.spec))
-        scale = self.platform.empty(TensorSpec((spec.out_features,), dt.float32))
-        library.pack_int8_weight(weight, packed, scale)
+        packed, scale = (self.platform.empty(one) for one in self.stored_weights(spec).values())
+        library.pack_int8_weight(weights["weight"], packed, scale)
         return packed, scale
+
+    def stored_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:
+        return {"qweight": int8_spec(plain(spec)), "scale": TensorSpec((spec.out_features,), dt.float32)}
+
+    def store(self, spec: LinearSpec, packed: Any) -> dict[str, Tensor]:
+        return dict(zip(("qweight", "scale"), packed, strict=True))
+
+    def adopt(self, spec: LinearSpec, stored: Mapping[str, Tensor]) -> Any:
+        return stored["qweight"], stored["scale"]
 
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         panels, scale = packed
         self._linear(x, panels, scale, bias, out)
+
+    def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
+        self._lookup(ids, *packed, out)
 
 
 class Int4Linear(IntegerLinear):
     """Method "wint4": int4 weights in groups, float activations."""
 
     name: ClassVar[str] = "wint4"
+    form: ClassVar[str] = "int4-panels-1"
     kernel: ClassVar[str] = "linear_int4"
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(device, platform, ops, config)
-        self.group = self.config.get("group_size", DEFAULT_GROUP)
-        if type(self.group) is not int or self.group not in GROUPS:
+        group = self.config.get("group_size", DEFAULT_GROUP)
+        if type(group) is not int or group not in (*GROUPS, WHOLE):
             raise QuantError(
-                f"quantization {self.name!r}: want group_size {' | '.join(map(str, GROUPS))}, "
-                f"have {self.group!r}"
+                f"quantization {self.name!r}: want group_size {' | '.join(map(str, GROUPS))} | {WHOLE}, "
+                f"have {group!r}"
             )
+        self.whole = group == WHOLE
+        self.group = GROUPS[-1] if self.whole else group
         self._linear = getattr(library, self.kernel)
+        self._lookup = library.lookup_int4
+
+    def grid(self) -> Grid:
+        return Grid(LOW, HIGH, 0 if self.whole else self.group)
 
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
-        """The panels, scales among the codes."""
-        weight = weights["weight"]
-        packed = self.platform.empty(int4_spec(weight.spec, self.group))
-        library.pack_int4_weight(weight, packed)
+        """The panels, scales among the codes; scales of the least squared error where none are given."""
+        packed = self.platform.empty(int4_spec(plain(spec), self.group))
+        library.pack_int4_weight(weights["weight"], weights.get("scale"), self.whole, packed)
         return packed
+
+    def stored_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:
+        return {"qweight": int4_spec(plain(spec), self.group)}
+
+    def store(self, spec: LinearSpec, packed: Any) -> dict[str, Tensor]:
+        return {"qweight": packed}
+
+    def adopt(self, spec: LinearSpec, stored: Mapping[str, Tensor]) -> Any:
+        return stored["qweight"]
 
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         self._linear(x, packed, bias, out)
+
+    def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
+        self._lookup(ids, packed, out)
 
 
 class Int8DynamicLinear(Int8Linear):

@@ -1,0 +1,241 @@
+"""A 16-bit checkpoint to one whose linear layers are stored as a method packs them (`fd quantize`).
+
+Layer by layer: what is in memory at a time does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.tensor import TensorSpec
+from fd_core.host.plugins import plugin_host
+from fd_core.host.session import Session, open_session
+from fd_core.layers.context import ModelContext
+from fd_core.layers.embedding import Embedding
+from fd_core.layers.linear import Linear
+from fd_core.layers.weight import Piece, Weighted
+from fd_core.loader.folder import INDEX, SINGLE, FolderSource
+from fd_core.loader.layout import WeightLayout
+from fd_core.loader.load import load_layer, release
+from fd_core.loader.write import TensorWriter
+from fd_core.models.config import ModelConfig, load_config
+from fd_core.models.decoder import DecoderLM
+from fd_core.models.registry import resolve
+from fd_core.quantization.calibrate import WINDOW, Calibration, Watched
+from fd_core.quantization.config import QuantConfig, QuantError
+from fd_core.quantization.registry import QuantChooser
+from fd_core.quantization.unquantized import Unquantized
+
+#: Files of a model folder that go along: tokenizer, templates, generation settings.
+_COMPANIONS = (".json", ".txt", ".jinja", ".model", ".tiktoken", ".md")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to convert: a model folder, where to, and how. `windows`: token ids of calibration text."""
+
+    folder: Path
+    out: Path
+    quant: QuantConfig
+    windows: Sequence[Sequence[int]] = ()
+    platform: str = ""
+    progress: bool | None = None
+
+
+def convert(job: Job) -> None:
+    """Write the folder `job.out`. Raises before anything is written when the job cannot be done."""
+    parsed = load_config(job.folder, None)
+    if parsed.quantization_config:
+        raise QuantError(f"{job.folder}: want a checkpoint of plain weights, have one that is quantised")
+    if job.out.exists() and any(job.out.iterdir()):
+        raise FileExistsError(f"{job.out}: want a folder that is empty or not there yet, have files in it")
+    session = open_session(job.platform or None)
+    conversion = Conversion(job, parsed, session)
+    job.out.mkdir(parents=True, exist_ok=True)
+    conversion.run()
+    _copy_companions(job.folder, job.out)
+    _write_config(job, conversion.forms)
+
+
+class Conversion:
+    """The model, its source and the file being written."""
+
+    def __init__(self, job: Job, parsed: ModelConfig, session: Session) -> None:
+        self._job = job
+        self._targets = QuantChooser(
+            job.quant, session.quant_methods, session.device, session.platform, session.ops
+        )
+        plain = session.quant_methods.get("none", Unquantized)
+        self._plain = plain(session.device, session.platform, session.ops)
+        model = resolve(parsed.architectures, plugin_host().models())(
+            parsed, _context(parsed, session, self._watch)
+        )
+        if not isinstance(model, DecoderLM):
+            raise QuantError(f"fd quantize: want a decoder of blocks, have {type(model).__name__}")
+        self._model = model
+        self._source = FolderSource(job.folder, WeightLayout.AUTO, parsed.weight_layout)
+        self._everything = model.layers_with_weights()
+        declared = [p for layer in self._everything for p in layer.parameters().values()]
+        self._source.check(declared, model.ignored_weights(parsed))
+        self.forms: dict[str, str] = {}
+        self._specs = {name: spec for layer in self._everything for name, spec in self._stored(layer)}
+        self._total = sum(spec.nbytes for spec in self._specs.values())
+
+    def _watch(self, spec: LinearSpec) -> QuantMethod:
+        target = self._targets(spec)
+        return Watched(self._plain, target) if target.form else self._plain
+
+    # -- what will be stored -----------------------------------------------------------------------
+
+    def _stored(self, layer: Weighted) -> Iterator[tuple[str, TensorSpec]]:
+        watched = _watched(layer)
+        if watched is not None and isinstance(layer, Linear):
+            self.forms[watched.target.name] = watched.target.form
+            for name, spec in watched.target.stored_weights(layer.spec).items():
+                yield f"{layer.spec.prefix}.{name}", spec
+        for piece, array in self._kept(layer):
+            yield piece.name, _spec_of(array)
+
+    def _kept(self, layer: Weighted) -> Iterator[tuple[Piece, Any]]:
+        """Tensors of the layer that stay as they are."""
+        if isinstance(layer, Embedding) and self._shares_table():
+            return
+        packed = _watched(layer) is not None
+        for name, parameter in layer.parameters().items():
+            if packed and name != "bias":
+                continue
+            for piece in parameter.pieces:
+                yield piece, self._source.read(piece, parameter.spec.dtype)
+
+    def _shares_table(self) -> bool:
+        head = _watched(self._model.head)
+        tied = self._model.config.tie_word_embeddings
+        return tied and (head is None or head.target.has_lookup)
+
+    # -- doing it ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self._writer = TensorWriter(self._job.out / SINGLE, self._specs)
+        hidden = None if self._job.progress is None else not self._job.progress
+        try:
+            with tqdm(
+                total=self._total, unit="B", unit_scale=True, desc="quantising", disable=hidden
+            ) as self._bar:
+                self._convert_all()
+            self._writer.close()
+        except BaseException:
+            self._writer.abandon()
+            raise
+
+    def _convert_all(self) -> None:
+        model = self._model
+        self._everything.clear()
+        self._take([model.embed, model.norm])
+        streams = Calibration(model, self._job.windows) if self._job.windows else None
+        for i, block in enumerate(model.blocks):
+            layers = list(block.layers())
+            self._take(layers)
+            watched = [w for w in map(_watched, layers) if w is not None]
+            if streams is not None:
+                for layer in watched:
+                    layer.listen()
+                streams.run(i)
+            self._round(layers)
+            if streams is not None:
+                streams.step(i)
+            model.blocks[i] = None  # type: ignore[call-overload]  # its memory goes
+        self._convert_head(streams)
+
+    def _convert_head(self, streams: Calibration | None) -> None:
+        head = self._model.head
+        self._take([head])
+        watched = _watched(head)
+        if streams is not None and watched is not None and watched.target.grid() is not None:
+            watched.listen()
+            streams.run_head(watched)
+        self._round([head])
+
+    def _take(self, layers: Iterable[Weighted]) -> None:
+        """Load layers and write what stays as it is."""
+        for layer in layers:
+            for piece, array in self._kept(layer):
+                self._write(piece.name, array)
+            load_layer(layer, self._source, layer.parameters())
+
+    def _round(self, layers: Iterable[Weighted]) -> None:
+        for layer in layers:
+            watched = _watched(layer)
+            if watched is not None and isinstance(layer, Linear):
+                for name, tensor in watched.convert().items():
+                    self._write(f"{layer.spec.prefix}.{name}", tensor.numpy())
+                release(self._source, layer.parameters())
+
+    def _write(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        self._writer.write(name, array)
+        self._bar.update(array.nbytes)
+
+
+def _watched(layer: Weighted) -> Watched | None:
+    method = layer.method if isinstance(layer, Linear) else None
+    return method if isinstance(method, Watched) else None
+
+
+def _spec_of(array: np.ndarray[Any, Any]) -> TensorSpec:
+    from fd_core.api import dtype as dt
+
+    return TensorSpec(array.shape, dt.dtype(array.dtype.name))
+
+
+def _context(parsed: ModelConfig, session: Session, choose: Any) -> ModelContext:
+    from fd_core.api import dtype as dt
+
+    dtype = dt.dtype(parsed.dtype)
+    return ModelContext(
+        platform=session.platform,
+        device=session.device,
+        ops=session.ops,
+        dtype=dtype,
+        cache_dtype=session.device.activation_dtype or dtype,
+        block_size=64,
+        max_num_tokens=WINDOW,
+        max_num_seqs=1,
+        max_model_len=min(parsed.max_model_len, WINDOW),
+        quant=choose,
+        attention_backends=session.attention_backends,
+    )
+
+
+def _copy_companions(folder: Path, out: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in _COMPANIONS and file.name not in ("config.json", INDEX):
+            shutil.copyfile(file, out / file.name)
+
+
+def _write_config(job: Job, forms: Mapping[str, str]) -> None:
+    """Last, so that a folder with a config.json is whole."""
+    raw = json.loads((job.folder / "config.json").read_text("utf-8"))
+    raw["quantization_config"] = {**described(job.quant), "is_quantized": True, "forms": dict(forms)}
+    raw.pop("weight_layout", None)
+    (job.out / "config.json").write_text(json.dumps(raw, indent=2) + "\n", "utf-8")
+
+
+def described(quant: QuantConfig) -> dict[str, Any]:
+    """The configuration as config.json states it: what parse_quantization reads back."""
+    own = {k: v for k, v in quant.options.items() if k in ("group_size",)}
+    return {
+        "quantization": quant.name,
+        **own,
+        "lm_head": quant.head or quant.name,
+        "skip": list(quant.skip),
+        "layers": dict(quant.layers),
+        **({"kv_cache_quant_type": quant.kv_cache} if quant.kv_cache else {}),
+    }
