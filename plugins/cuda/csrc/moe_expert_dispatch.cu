@@ -110,8 +110,8 @@ inline void dispatch_rows(const Launch& on, const Tensor& input, const DispatchO
   if (bytes == 0) return;
   if (bytes % 16 == 0 && aligned16(input.data<char>()) && aligned16(out.rows.data<char>()))
     return dispatch_copy<uint4>(on, input, out, bytes);
-  bytes % 4 == 0 ? dispatch_copy<uint32_t>(on, input, out, bytes)
-                 : dispatch_copy<uint16_t>(on, input, out, bytes);
+  if (is<float>(input)) return dispatch_copy<uint32_t>(on, input, out, bytes);
+  dispatch_copy<uint16_t>(on, input, out, bytes);
 }
 
 void moe_expert_dispatch(Tensor input, Tensor gating_output, OptTensor gating_correction_bias,

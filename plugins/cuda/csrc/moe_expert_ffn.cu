@@ -48,14 +48,14 @@ void ffn_tensor(const Launch& on, const FfnCall& call) {
 }
 
 using FewRows = ProductShape<16, 64, 1, 4, 6>;
-using SomeRows = ProductShape<64, 128, 2, 4, 3>;
-using ManyRows = ProductShape<128, 128, 2, 4, 3>;
+using SomeRows = ProductShape<64, 128, 2, 2, 4>;
+using ManyRows = ProductShape<128, 128, 2, 2, 3>;
 
 // Tiles as high as an expert has rows on average.
 template <typename T>
 void ffn_shapes(const Launch& on, const FfnCall& call) {
   const int64_t each = call.rows.counts ? call.rows.capacity : call.rows.rows / call.rows.experts;
-  if (each <= 16) return ffn_tensor<T, FewRows>(on, call);
+  if (each <= 8) return ffn_tensor<T, FewRows>(on, call);
   if (each <= 96) return ffn_tensor<T, SomeRows>(on, call);
   ffn_tensor<T, ManyRows>(on, call);
 }

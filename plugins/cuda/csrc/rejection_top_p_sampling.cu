@@ -32,8 +32,7 @@ void rejection_top_p_sampling(Tensor probs, Tensor top_p, OptTensor top_k, int64
   const Launch on = launch_on(op, probs);
   const PartsJob job = parts_job(on, probs);
   run_parts<false>(on, probs, job);
-  run_overlapped(on, sample_rows<false>, dim3(static_cast<unsigned>(n)), dim3(kSelectThreads), 0,
-                 job, draws);
+  run_teams(on, sample_rows<false>, n, kSelectThreads, job, draws);
 }
 FD_EXPORT(rejection_top_p_sampling)
 

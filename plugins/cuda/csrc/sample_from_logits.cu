@@ -26,8 +26,7 @@ void sample_from_logits(Tensor logits, Tensor temperature, Tensor top_k, Tensor 
   PartsJob job = parts_job(on, logits);
   job.temperature = t;
   run_parts<true>(on, logits, job);
-  run_overlapped(on, sample_rows<true>, dim3(static_cast<unsigned>(n)), dim3(kSelectThreads), 0,
-                 job, draws);
+  run_teams(on, sample_rows<true>, n, kSelectThreads, job, draws);
 }
 FD_EXPORT(sample_from_logits)
 

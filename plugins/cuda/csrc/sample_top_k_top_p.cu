@@ -24,8 +24,7 @@ void sample_top_k_top_p(Tensor probs, Tensor top_k, Tensor top_p, Tensor min_p, 
   const Launch on = launch_on(op, probs);
   const PartsJob job = parts_job(on, probs);
   run_parts<false>(on, probs, job);
-  run_overlapped(on, sample_rows<false>, dim3(static_cast<unsigned>(n)), dim3(kSelectThreads), 0,
-                 job, draws);
+  run_teams(on, sample_rows<false>, n, kSelectThreads, job, draws);
 }
 FD_EXPORT(sample_top_k_top_p)
 

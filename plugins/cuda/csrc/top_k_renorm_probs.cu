@@ -30,12 +30,12 @@ __global__ void __launch_bounds__(kSelectThreads)
   TopKRenormCut found{0.f, 0.f};
   if (k > 0 && k < job.rows.width) {
     const RowTotal total = row_total(job.parts + row * segments, static_cast<int>(segments), 0.f);
-    const MassRow<AsProbability> masses{job.rows, row, job.groups + row * groups,
-                                        groups,   {},  total.max};
+    const MassRow<AsProbability> masses{
+        job.rows, row, job.groups + row * groups, groups, {}, total.max, Team::solo()};
     const float floor = total.max > 0.f ? reached_by(masses, k) : 0.f;
     const Entries<AsProbability> entries(masses, shared, floor, true);
     const uint32_t wanted = static_cast<uint32_t>(k);
-    const Upper top = walk_down(entries, [=](Above a) { return a.count >= wanted; });
+    const Upper top = walk_down<true>(entries, [=](Above a) { return a.count >= wanted; });
     found = {top.cut, 1.f};
     if (top.reached)
       found.total = fmaxf(static_cast<float>(top_k_renorm_sum(masses, top.cut, warps)), 1e-8f);

@@ -59,8 +59,8 @@ __device__ uint32_t top_floor(const TopEntries& entries, int64_t k) {
 }
 
 // The key that exactly `wanted` keys below `last` reach: a radix descent, 11 bits at a time.
-__device__ __noinline__ uint64_t top_threshold(const TopEntries& entries, uint64_t last, uint32_t wanted,
-                                  SelectShared& s) {
+__device__ __noinline__ uint64_t top_threshold(const TopEntries entries, uint64_t last,
+                                               uint32_t wanted, SelectShared& s) {
   Above above{0, 0};
   uint64_t prefix = 0, mask = 0;
   for (int shift = 53; shift >= 0; shift = shift > 9 ? shift - 11 : shift - 9) {
@@ -72,7 +72,7 @@ __device__ __noinline__ uint64_t top_threshold(const TopEntries& entries, uint64
       if (key < last && (key & mask) == prefix) atomicAdd(&s.count[key >> shift & (bins - 1)], 1u);
     });
     __syncthreads();
-    find_bin(s, bins, above, [=](Above a) { return a.count >= wanted; });
+    find_bin<true>(s, bins, above, Team::solo(), [=](Above a) { return a.count >= wanted; });
     above.count = s.found_count;
     prefix |= static_cast<uint64_t>(s.found) << shift;
     mask |= static_cast<uint64_t>(bins - 1) << shift;
@@ -82,7 +82,8 @@ __device__ __noinline__ uint64_t top_threshold(const TopEntries& entries, uint64
 }
 
 // Entries with least <= key < last, at most kCandidates of which are held; how many there are.
-__device__ __noinline__ int top_hold(const TopEntries& entries, uint64_t least, uint64_t last, SelectShared& s) {
+__device__ __forceinline__ int top_hold(const TopEntries& entries, uint64_t least, uint64_t last,
+                                        SelectShared& s) {
   if (threadIdx.x == 0) s.used = 0;
   __syncthreads();
   entries.each(static_cast<uint32_t>(least >> 32), [&](float x, int id) {

@@ -57,24 +57,42 @@ struct ProductBlock {
     return n >= limit ? -1 : Gated && c >= kHalf ? limit + n : n;
   }
 
-  __device__ __forceinline__ void fetch(int stage, int64_t k0) const {
+  // Copies k0 .. k0 + kDepth - 1 of the tile's rows and columns. `x` and `w`: the thread's own
+  // units at k = 0; the ones that it copies besides lie a fixed number of rows apart.
+  __device__ __forceinline__ void fetch(int stage, int64_t k0, const T* x, const T* w) const {
+    constexpr int kRowsApart = Shape::kThreads / Shape::kRowUnits;
+    constexpr int kDepthApart = Shape::kThreads / Shape::kColumnUnits;
+    const int row = threadIdx.x / Shape::kRowUnits, unit = threadIdx.x % Shape::kRowUnits;
+    const int left = static_cast<int>(min(tile.used - tile.first, int64_t{Shape::kHeight})) - row;
+    const bool deep = k0 + unit * 8 < job.depth;
     uint4* to = x_units(stage);
-    for (int i = threadIdx.x; i < Shape::kHeight * Shape::kRowUnits; i += Shape::kThreads) {
-      const int row = i / Shape::kRowUnits, unit = i % Shape::kRowUnits;
-      const int64_t r = tile.first + row, k = k0 + unit * 8;
-      const bool inside = r < tile.used && k < job.depth;
-      copy_async16(to + swizzled(row, unit, Shape::kRowUnits),
-                   inside ? job.x + r * job.depth + k : job.x, inside ? 16 : 0);
+#pragma unroll
+    for (int j = 0; j < Shape::kHeight / kRowsApart; ++j) {
+      const bool inside = deep && j * kRowsApart < left;
+      copy_async16(to + swizzled(row + j * kRowsApart, unit, Shape::kRowUnits),
+                   inside ? x + k0 + j * kRowsApart * job.depth : job.x, inside ? 16 : 0);
     }
     to = w_units(stage);
-    const T* w = job.w + tile.expert * job.depth * job.columns;
-    for (int i = threadIdx.x; i < Shape::kDepth * Shape::kColumnUnits; i += Shape::kThreads) {
-      const int row = i / Shape::kColumnUnits, unit = i % Shape::kColumnUnits;
-      const int64_t n = column(unit * 8), k = k0 + row;
-      const bool inside = n >= 0 && k < job.depth;
-      copy_async16(to + swizzled(row, unit, Shape::kColumnUnits),
-                   inside ? w + k * job.columns + n : job.w, inside ? 16 : 0);
+    const int k = threadIdx.x / Shape::kColumnUnits, column = threadIdx.x % Shape::kColumnUnits;
+    const int64_t below = w != nullptr ? job.depth - k0 - k : 0;
+    const T* from = w + k0 * job.columns;
+#pragma unroll
+    for (int j = 0; j < Shape::kDepth / kDepthApart; ++j) {
+      const bool inside = j * kDepthApart < below;
+      copy_async16(to + swizzled(k + j * kDepthApart, column, Shape::kColumnUnits),
+                   inside ? from + j * kDepthApart * job.columns : job.w, inside ? 16 : 0);
     }
+  }
+
+  __device__ __forceinline__ const T* own_rows() const {
+    const int64_t row = tile.first + threadIdx.x / Shape::kRowUnits;
+    return job.x + row * job.depth + threadIdx.x % Shape::kRowUnits * 8;
+  }
+  // Null where the thread's columns lie beyond the last.
+  __device__ __forceinline__ const T* own_columns() const {
+    const int64_t n = column(threadIdx.x % Shape::kColumnUnits * 8);
+    const int64_t k = tile.expert * job.depth + threadIdx.x / Shape::kColumnUnits;
+    return n < 0 ? nullptr : job.w + k * job.columns + n;
   }
 
   // First column in the tile of a warp's column tile `j`: where Gated, its first half are gates and
@@ -164,16 +182,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 2) moe_expert_product(ExpertP
   const int steps = tile.first < tile.used
                         ? static_cast<int>((job.depth + Shape::kDepth - 1) / Shape::kDepth)
                         : 0;
+  const T *x = block.own_rows(), *w = block.own_columns();
 #pragma unroll
   for (int s = 0; s < Shape::kStages - 1; ++s) {
-    if (s < steps) block.fetch(s, int64_t{s} * Shape::kDepth);
+    if (s < steps) block.fetch(s, int64_t{s} * Shape::kDepth, x, w);
     copy_async_commit();
   }
   for (int s = 0; s < steps; ++s) {
     copy_async_wait<Shape::kStages - 2>();
     __syncthreads();
     const int next = s + Shape::kStages - 1;
-    if (next < steps) block.fetch(next % Shape::kStages, int64_t{next} * Shape::kDepth);
+    if (next < steps) block.fetch(next % Shape::kStages, int64_t{next} * Shape::kDepth, x, w);
     copy_async_commit();
     block.multiply(s % Shape::kStages, sums);
   }

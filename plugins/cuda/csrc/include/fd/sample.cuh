@@ -32,8 +32,8 @@ constexpr int kFewCandidates = 128;
 
 // The draw among few entries: each is compared with all others by lanes of its own.
 template <typename Value>
-__device__ __noinline__ int64_t sample_few(const Entries<Value>& entries, const Truncation& t, bool top_k,
-                              uint64_t bits, SelectShared& s) {
+__device__ __forceinline__ int64_t sample_few(const Entries<Value>& entries, const Truncation& t,
+                                              bool top_k, uint64_t bits, SelectShared& s) {
   // Space of the histogram, which nothing else uses here.
   uint64_t *first = reinterpret_cast<uint64_t*>(s.low), *second = first + kFewCandidates;
   const int n = s.used;
@@ -85,18 +85,19 @@ __device__ int64_t sample_row(const MassRow<Value>& row, const Truncation& t, fl
   else if (t.top_p < 1.f && cut == 0.f)
     floor = tail_floor(mass, t.top_p, row.rows.width);
   const Entries<Value> entries(row, s, floor, floor > 0.f || row.rows.width <= kCandidates);
+  if (entries.held && row.team.rank != 0) return 0;  // the first block does it alone
   if (entries.held && s.used <= kFewCandidates) return sample_few(entries, t, top_k, bits, s);
   double base = kMassOne;
   if (top_k) {
     const uint32_t wanted = static_cast<uint32_t>(t.top_k);
-    const Upper top = walk_down(entries, [=](Above a) { return a.count >= wanted; });
+    const Upper top = walk_down<true>(entries, [=](Above a) { return a.count >= wanted; });
     cut = fmaxf(cut, top.cut);
     if (t.renormalise && top.reached) base = static_cast<double>(top.mass);
   }
   if (t.top_p < 1.f) {
     const double bound = static_cast<double>(t.top_p) * base;
     const Upper top =
-        walk_down(entries, [=](Above a) { return static_cast<double>(a.mass) >= bound; });
+        walk_down<false>(entries, [=](Above a) { return static_cast<double>(a.mass) >= bound; });
     cut = fmaxf(cut, top.cut);
   }
   return draw(entries, cut, bits);
@@ -124,14 +125,19 @@ struct Draws {
   }
 };
 
-// Softmax: the rows are logits, and each draw is the one from temperature_softmax's probabilities.
+// A team of blocks a row. Softmax: the rows are logits, and each draw is the one from
+// temperature_softmax's probabilities.
 template <bool Softmax>
 __global__ void __launch_bounds__(kSelectThreads) sample_rows(PartsJob job, Draws draws) {
   __shared__ SelectShared shared;
   wait_for_inputs();
-  const int64_t row = blockIdx.x, width = job.rows.width, segments = segments_of(width);
+  const Team team = Team::here();
+  const int64_t row = blockIdx.x / team.size, width = job.rows.width;
+  const int64_t segments = segments_of(width);
   const int64_t groups = segments * kSegmentThreads;
   const float temperature = Softmax && job.temperature != nullptr ? job.temperature[row] : 1.f;
+  const Truncation cut = draws.truncation(row);
+  const uint64_t bits = draws.bits(row);
   const float scale = Softmax ? exp_scale(temperature) : 0.f;
   const RowTotal total = row_total(job.parts + row * segments, static_cast<int>(segments), scale);
   const float* maxima = job.groups + row * groups;
@@ -143,12 +149,12 @@ __global__ void __launch_bounds__(kSelectThreads) sample_rows(PartsJob job, Draw
     if (one_hot(temperature) || fabsf(total.max) == INFINITY)
       id = total.hot == 0x7fffffff ? 0 : total.hot;
     else
-      id = sample_row(masses, draws.truncation(row), 1.f, draws.bits(row), shared);
+      id = sample_row(masses, cut, 1.f, bits, shared);
   } else {
-    const MassRow<AsProbability> masses{job.rows, row, maxima, groups, {}, total.max};
-    id = sample_row(masses, draws.truncation(row), total.sum, draws.bits(row), shared);
+    const MassRow<AsProbability> masses{job.rows, row, maxima, groups, {}, total.max, team};
+    id = sample_row(masses, cut, total.sum, bits, shared);
   }
-  if (threadIdx.x == 0) draws.out[row] = id;
+  if (threadIdx.x == 0 && team.rank == 0) draws.out[row] = id;
 }
 
 }  // namespace fd

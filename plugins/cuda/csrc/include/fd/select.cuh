@@ -3,8 +3,10 @@
 // (fd_core/ops/sampling/_truncate.py).
 //
 // Only groups whose maximum reaches a floor are read again. What they hold above the floor is kept
-// in shared memory; where it does not fit, each step reads those groups anew.
+// in shared memory; where it does not fit, each step reads those groups anew, and the blocks of a
+// cluster share the work: each has histograms of its own, and all of them add up the same ones.
 #pragma once
+#include "fd/cluster.cuh"
 #include "fd/philox.cuh"
 #include "fd/vocab_parts.cuh"
 
@@ -33,10 +35,10 @@ struct alignas(16) SelectShared {
   float value[kCandidates];
   int id[kCandidates];
   uint64_t sums[kWarp];
-  int used, best_id;
+  int used, live, best_id;
   uint32_t counts[kWarp];
-  uint64_t found_mass;
-  uint32_t found_count;
+  uint64_t found_mass, bin_mass;  // above the bin that was found; in it
+  uint32_t found_count, bin_count;
   int found;
 };
 
@@ -84,6 +86,7 @@ struct MassRow {
   int64_t num_groups;
   Value p;
   float best;  // the largest probability
+  Team team;   // who shares what does not fit
 
   // A group may hold a value >= floor. Exponentials of the hardware are off by a few units in the
   // last place, and so need not grow with their argument: hence the margin.
@@ -91,10 +94,28 @@ struct MassRow {
     return g < num_groups && p(groups[g]) * 1.00001f >= floor;
   }
 
-  // f(p, id) for the positive entries >= floor, in any order.
+  // f(p of the maximum, g) for the thread's groups, all blocks alike; their loads run together.
+  template <typename F>
+  __device__ __forceinline__ void each_group(F&& f) const {
+    constexpr int kAhead = 8;
+    for (int64_t first = threadIdx.x; first < num_groups; first += kAhead * kSelectThreads) {
+      float most[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t g = first + j * kSelectThreads;
+        most[j] = g < num_groups ? groups[g] : 0.f;
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+        if (first + j * kSelectThreads < num_groups) f(p(most[j]), first + j * kSelectThreads);
+    }
+  }
+
+  // f(p, id) for the positive entries >= floor of the block's share, in any order.
   template <typename F>
   __device__ __forceinline__ void each(float floor, F&& f) const {
-    for (int64_t g = threadIdx.x; g < num_groups; g += kSelectThreads) {
+    const int64_t step = int64_t{team.size} * kSelectThreads;
+    for (int64_t g = team.rank * kSelectThreads + threadIdx.x; g < num_groups; g += step) {
       if (!live(g, floor)) continue;
       const Group group(rows, row, g);
       group.each([&](float x, int v, int i) {
@@ -105,10 +126,11 @@ struct MassRow {
   }
 };
 
-// The entries that the steps below look at: in shared memory, or in the row itself.
+// The entries that the steps below look at: all in every block's shared memory, or in the row
+// itself.
 template <typename Value>
 struct Entries {
-  const MassRow<Value>& row;
+  MassRow<Value> row;
   SelectShared& shared;
   float floor;
   bool held;
@@ -118,24 +140,34 @@ struct Entries {
                                      bool keep)
       : row(r), shared(s), floor(least), held(keep) {
     if (!keep) return;
-    if (threadIdx.x == 0) s.used = 0;
+    if (threadIdx.x == 0) s.used = s.live = 0;
     __syncthreads();
-    for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads)
-      if (row.live(g, floor) && *const_cast<volatile int*>(&s.used) <= kCandidates) hold(g);
+    row.each_group([&](float most, int64_t g) {
+      if (!(most * 1.00001f >= floor && most > 0.f)) return;
+      const int at = atomicAdd(&s.live, 1);
+      if (at < kBins) s.count[at] = static_cast<uint32_t>(g);
+    });
     __syncthreads();
-    held = s.used <= kCandidates;
+    held = s.live <= kBins;
+    for (int i = threadIdx.x; held && i < s.live * kGroupPacks; i += kSelectThreads)
+      hold(s.count[i / kGroupPacks], i % kGroupPacks);
+    __syncthreads();
+    held = held && s.used <= kCandidates;
   }
 
-  __device__ __forceinline__ void hold(int64_t g) {
-    const Group group(row.rows, row.row, g);
-    group.each([&](float x, int v, int i) {
-      const float p = row.p(x);
-      if (!(p >= floor && p > 0.f)) return;
+  __device__ __forceinline__ void hold(int64_t g, int v) const {
+    const int64_t first = pack_start(g, v);
+    const Vec<float, 4> pack = row.rows.load(row.row, first);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float p = row.p(pack[i]);
+      if (!(p >= floor && p > 0.f)) continue;
       const int at = atomicAdd(&shared.used, 1);
-      if (at >= kCandidates) return;
-      shared.value[at] = p, shared.id[at] = static_cast<int>(pack_start(g, v)) + i;
-    });
+      if (at < kCandidates) shared.value[at] = p, shared.id[at] = static_cast<int>(first) + i;
+    }
   }
+
+  __device__ __forceinline__ Team team() const { return held ? Team::solo() : row.team; }
 
   template <typename F>
   __device__ __forceinline__ void each(F&& f) const {
@@ -149,14 +181,12 @@ struct Entries {
 
 // A value that at least k entries reach: the k-th largest of the threads' maxima, or somewhat less.
 template <typename Value>
-__device__ __noinline__ float reached_by(const MassRow<Value>& row, int64_t k) {
+__device__ __forceinline__ float reached_by(const MassRow<Value>& row, int64_t k) {
   if (k > kSelectThreads) return 0.f;
   float own = 0.f;
-  for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads)
-    own = fmaxf(own, row.p(row.groups[g]));
+  row.each_group([&](float most, int64_t) { own = fmaxf(own, most); });
   const int key = __float_as_int(own), wanted = static_cast<int>(k);
-  int low = 0,
-      high = __float_as_int(row.best) + 1;  // at least `wanted` reach low, fewer reach high
+  int low = 0, high = __float_as_int(row.best) + 1;  // `wanted` reach low, fewer reach high
   while (high - low > 1) {
     const int middle = low + (high - low) / 2, reach = __syncthreads_count(key >= middle);
     (reach >= wanted ? low : high) = middle;
@@ -178,15 +208,27 @@ struct Above {
   uint64_t mass;
 };
 
+// What the blocks of a team have in bin `b`; with no counts, a bin counts as one entry if it weighs
+// anything.
+template <bool Counted>
+__device__ __forceinline__ Above bin_of(const SelectShared& s, int b, const Team& team) {
+  Above sum{0, 0};
+  for (int r = 0; r < team.size; ++r) {
+    sum.mass += wide(team.read(&s.low[b], r), team.read(&s.high[b], r));
+    if (Counted) sum.count += team.read(&s.count[b], r);
+  }
+  if (!Counted) sum.count = sum.mass != 0;
+  return sum;
+}
+
 // Of the bins' entries from the highest down, on top of `above`: the first bin at which `reached`
 // is true. Thread t owns the bins last - 2t and last - 2t - 1. The result is in `shared`: the bin,
 // or -1.
-template <typename F>
-__device__ void find_bin(SelectShared& s, int bins, Above above, F&& reached) {
+template <bool Counted, typename F>
+__device__ void find_bin(SelectShared& s, int bins, Above above, const Team& team, F&& reached) {
   const int top = bins - 1 - 2 * static_cast<int>(threadIdx.x);
-  const bool mine = top > 0;
-  const Above upper{mine ? s.count[top] : 0, mine ? wide(s.low[top], s.high[top]) : 0};
-  const Above lower{mine ? s.count[top - 1] : 0, mine ? wide(s.low[top - 1], s.high[top - 1]) : 0};
+  const Above upper = top > 0 ? bin_of<Counted>(s, top, team) : Above{0, 0};
+  const Above lower = top > 0 ? bin_of<Counted>(s, top - 1, team) : Above{0, 0};
   if (threadIdx.x == 0) s.found = -1;
   Above all;
   const uint64_t mass = block_scan(upper.mass + lower.mass, s.sums, &all.mass) + above.mass;
@@ -201,44 +243,70 @@ __device__ void find_bin(SelectShared& s, int bins, Above above, F&& reached) {
     s.found = first ? top : top - 1;
     s.found_count = first ? before.count : middle.count;
     s.found_mass = first ? before.mass : middle.mass;
+    s.bin_count = first ? upper.count : lower.count;
+    s.bin_mass = first ? upper.mass : lower.mass;
   }
   __syncthreads();
 }
 
+// Holds those of the block's entries whose leading bits are `prefix`; whether they fit.
+template <typename Value>
+__device__ bool hold_prefix(const Entries<Value>& entries, uint32_t mask, uint32_t prefix) {
+  SelectShared& s = entries.shared;
+  if (threadIdx.x == 0) s.used = 0;
+  __syncthreads();
+  entries.each([&](float p, int) {
+    if ((__float_as_uint(p) & mask) != prefix) return;
+    const int at = atomicAdd(&s.used, 1);
+    if (at < kCandidates) s.value[at] = p;
+  });
+  __syncthreads();
+  return s.used <= kCandidates;
+}
+
 // Walks distinct values downward and stops at the first one at which `reached` of the entries at or
 // above it is true: a radix descent over the float's bits (11, 10, 10 below the sign), which order
-// positive floats. `reached` never true: everything.
-template <typename Value, typename F>
-__device__ __noinline__ Upper walk_down(const Entries<Value>& entries, F&& reached) {
+// positive floats. `reached` never true: everything. Counted: `reached` asks for the count.
+template <bool Counted, typename Value, typename F>
+__device__ __noinline__ Upper walk_down(const Entries<Value> entries, F reached) {
   SelectShared& s = entries.shared;
+  const Team team = entries.team();
   Above above{0, 0};
   uint32_t prefix = 0, mask = 0;
+  bool narrow = false;
   for (int shift = 20; shift >= 0; shift -= 10) {
     const int bins = shift == 20 ? kBins : kBins / 2;
     for (int b = threadIdx.x; b < bins; b += kSelectThreads) s.low[b] = s.high[b] = s.count[b] = 0;
     __syncthreads();
-    entries.each([&](float p, int) {
+    const auto add = [&](float p, int) {
       const uint32_t bits = __float_as_uint(p);
       if ((bits & mask) != prefix) return;
       const uint32_t bin = bits >> shift & (bins - 1);
-      atomicAdd(&s.count[bin], 1u);
+      if (Counted) atomicAdd(&s.count[bin], 1u);
       add_wide(&s.low[bin], &s.high[bin], weight(p));
-    });
-    __syncthreads();
-    find_bin(s, bins, above, reached);
+    };
+    if (narrow)
+      for (int i = threadIdx.x; i < s.used; i += kSelectThreads) add(s.value[i], 0);
+    else
+      entries.each(add);
+    team.barrier();
+    find_bin<Counted>(s, bins, above, team, reached);
+    team.barrier();
     if (s.found < 0) return {0.f, 0, 0, false};
     above = {s.found_count, s.found_mass};
-    const uint32_t bin = static_cast<uint32_t>(s.found);
-    prefix |= bin << shift, mask |= static_cast<uint32_t>(bins - 1) << shift;
-    if (shift == 0) above.count += s.count[bin], above.mass += wide(s.low[bin], s.high[bin]);
-    __syncthreads();
+    prefix |= static_cast<uint32_t>(s.found) << shift;
+    mask |= static_cast<uint32_t>(bins - 1) << shift;
+    if (shift == 20 && !entries.held) narrow = hold_prefix(entries, mask, prefix);
   }
-  return {__uint_as_float(prefix), above.count, above.mass, true};
+  const Upper found{__uint_as_float(prefix), above.count + s.bin_count, above.mass + s.bin_mass,
+                    true};
+  __syncthreads();
+  return found;
 }
 
 // Lowest id of the row's largest value; 0 if there is no number.
 template <typename Value>
-__device__ __noinline__ int64_t best_id(const MassRow<Value>& row, SelectShared& s) {
+__device__ __noinline__ int64_t best_id(const MassRow<Value> row, SelectShared& s) {
   if (threadIdx.x == 0) s.best_id = 0x7fffffff;
   __syncthreads();
   for (int64_t g = threadIdx.x; g < row.num_groups; g += kSelectThreads) {
@@ -253,21 +321,26 @@ __device__ __noinline__ int64_t best_id(const MassRow<Value>& row, SelectShared&
   return s.best_id == 0x7fffffff ? 0 : s.best_id;
 }
 
-// Adds the kept weights of buckets of 2^shift adjacent ids: one atomic for the 128 entries that a
-// warp reads together.
+// Adds the kept weights of the block's share to buckets of 2^shift adjacent ids: one atomic for the
+// 128 entries that a warp reads together.
 template <typename Value>
 __device__ void bucket_row(const MassRow<Value>& row, float cut, int shift, SelectShared& s) {
-  for (int64_t first = threadIdx.x / kWarp * kWarp; first < row.num_groups;
-       first += kSelectThreads) {
+  const int64_t step = int64_t{row.team.size} * kSelectThreads;
+  const float least = fmaxf(cut, 4.4e-16f);  // below, weights are 0
+  for (int64_t first = row.team.rank * kSelectThreads + threadIdx.x / kWarp * kWarp;
+       first < row.num_groups; first += step) {
     const int64_t g = first + threadIdx.x % kWarp;
-    const bool live = row.live(g, cut);
+    const bool live = row.live(g, least);
     if (!__any_sync(0xffffffffu, live)) continue;
     for (int v = 0; v < kGroupPacks; ++v) {
       uint64_t mass = 0;
       if (live) {
         const Vec<float, 4> pack = row.rows.load(row.row, pack_start(g, v));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) mass += row.p(pack[i]) >= cut ? weight(row.p(pack[i])) : 0;
+        for (int i = 0; i < 4; ++i) {
+          const float p = row.p(pack[i]);
+          if (p >= least) mass += weight(p);
+        }
       }
 #pragma unroll
       for (int d = kWarp / 2; d > 0; d /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, d);
@@ -280,7 +353,7 @@ __device__ void bucket_row(const MassRow<Value>& row, float cut, int shift, Sele
 // The first id, in id order, at which the running weight of the entries >= cut passes
 // floor(bits / 2^64 * their total); the argmax if they weigh nothing.
 template <typename Value>
-__device__ __noinline__ int64_t draw(const Entries<Value>& entries, float cut, uint64_t bits) {
+__device__ __noinline__ int64_t draw(const Entries<Value> entries, float cut, uint64_t bits) {
   SelectShared& s = entries.shared;
   const MassRow<Value>& row = entries.row;
   int shift = 7;
@@ -293,8 +366,9 @@ __device__ __noinline__ int64_t draw(const Entries<Value>& entries, float cut, u
     });
   else
     bucket_row(row, cut, shift, s);
-  __syncthreads();
-  const uint64_t own = wide(s.low[threadIdx.x], s.high[threadIdx.x]);
+  entries.team().barrier();
+  const uint64_t own = bin_of<false>(s, threadIdx.x, entries.team()).mass;
+  entries.team().barrier();
   uint64_t total;
   uint64_t running = block_scan(own, s.sums, &total);
   if (total == 0) return best_id(row, s);

@@ -61,4 +61,28 @@ void run_parts(const Launch& on, const Tensor& t, const PartsJob& job) {
   run_overlapped(on, vocab_parts<Softmax>, vocab_grid(t), dim3(kSegmentThreads), 0, job);
 }
 
+// Blocks that share a row: as many as the device has room for, on devices with clusters.
+inline unsigned team_of(const Launch& on, int64_t rows) {
+  unsigned size = 1;
+  while (size < 8 && on.sm() >= 90 && 2 * size * rows <= on.processors()) size *= 2;
+  return size;
+}
+
+// A team of `threads` each for every row, which may start while the kernel before ends.
+template <typename... Params, typename... Args>
+void run_teams(const Launch& on, void (*kernel)(Params...), int64_t rows, int threads,
+               Args... args) {
+  const unsigned size = team_of(on, rows);
+  cudaLaunchConfig_t config = launch_config(on, dim3(static_cast<unsigned>(rows) * size),
+                                            dim3(static_cast<unsigned>(threads)), 0);
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = size;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  config.attrs = attributes, config.numAttrs = on.sm() < 90 ? 0 : size > 1 ? 2 : 1;
+  launch(on, kernel, config, args...);
+}
+
 }  // namespace fd
