@@ -151,7 +151,7 @@ def _kv_bytes(config: EngineConfig, session: Session, model: CausalLM, useful: i
         block_size=config.block_size,
     )
     measure_full_step(config, model, dummy)
-    graphs = dummy.graph_bytes(config.max_num_seqs) if config.enable_graphs else 0
+    graphs = dummy.graph_bytes(config.max_num_seqs, config.graph_sizes) if config.enable_graphs else 0
     gc.collect()  # runners and their graphs refer to one another
     after = session.platform.memory()
     return int((after.free * share if on_host else after.free - after.total * (1 - share)) - graphs)
@@ -176,6 +176,7 @@ def assemble(config: EngineConfig, session: Session, model: CausalLM, length: in
         max_num_tokens=config.max_num_batched_tokens,
         max_model_len=length,
         use_graphs=config.enable_graphs,
+        graph_sizes=config.graph_sizes,
         lookahead=lookahead,
     )
     runner.warm_up()

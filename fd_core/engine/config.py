@@ -13,8 +13,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `max_model_len` None: the model's, cut to what the KV pool holds. `kv_cache_memory`: bytes for the KV
     pool, None = measured (`memory_utilization` of the device less what a full step needs). `swap_space`:
     bytes of host memory for preempted requests; 0 = they are recomputed. `max_num_batched_tokens`: token
-    budget of a step, and so the longest prefill chunk. `async_scheduling`: plan and queue a step while
-    the one before runs: "auto" where the device works asynchronously, "on", "off".
+    budget of a step, and so the longest prefill chunk. `graph_sizes`: numbers of rows for which
+    decode steps are recorded; empty: the usual ones up to `max_num_seqs`. `async_scheduling`: plan and
+    queue a step while the one before runs: "auto" where the device works asynchronously, "on", "off".
     """
 
     model: str = ""
@@ -35,6 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     swap_space: int = 0
     enable_prefix_caching: bool = True
     enable_graphs: bool = True
+    graph_sizes: tuple[int, ...] = ()
     async_scheduling: str = "auto"
     max_logprobs: int = 20
     seed: int | None = None
@@ -48,6 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name}: want >= 1, have {getattr(self, name)}")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len: want >= 2, have {self.max_model_len}")
+        if any(size < 1 for size in self.graph_sizes):
+            raise ValueError(f"graph_sizes: want numbers >= 1, have {list(self.graph_sizes)}")
         if self.async_scheduling not in ("auto", "on", "off"):
             raise ValueError(f"async_scheduling: want one of auto, on, off; have {self.async_scheduling!r}")
         if self.max_num_batched_tokens < self.max_num_seqs:

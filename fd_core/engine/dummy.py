@@ -10,7 +10,7 @@ import gc
 import resource
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -129,12 +129,12 @@ class DummyRunner:
             for i, length in enumerate(lengths)
         ]
 
-    def graph_bytes(self, max_num_seqs: int) -> int:
+    def graph_bytes(self, max_num_seqs: int, graph_sizes: tuple[int, ...] = ()) -> int:
         """Device memory that the recorded decode steps of an engine for `max_num_seqs` sequences will
         take: that of the largest, which others may share, and for each other as much as the second
         largest adds. 0 where the device records none."""
-        runner = self._runner(max_num_seqs, blocks=1)
-        if runner.graphs is None:
+        runner = self._runner(max_num_seqs, 1, graph_sizes=graph_sizes)
+        if runner.graphs is None or not runner.graphs.enabled:
             return 0
         gc.collect()  # or the memory of earlier runs may come back in between
         sizes = runner.graphs.sizes[:-3:-1]
@@ -148,7 +148,7 @@ class DummyRunner:
         runner.platform.synchronize()
         return max(0, runner.platform.memory().used - before)
 
-    def _runner(self, max_num_seqs: int, blocks: int, use_graphs: bool = True) -> ModelRunner:
+    def _runner(self, max_num_seqs: int, blocks: int, **graphs: Any) -> ModelRunner:
         context = self.model.context
         return ModelRunner(
             self.model,
@@ -157,12 +157,12 @@ class DummyRunner:
             max_num_seqs=max_num_seqs,
             max_num_tokens=self.max_num_tokens,
             max_model_len=self.max_model_len,
-            use_graphs=use_graphs,
+            **graphs,
         )
 
     def _private(self, seqs: list[Sequence], use_graphs: bool) -> tuple[ModelRunner, Scheduler]:
         blocks = sum(-(-seq.limit // self.block_size) for seq in seqs)
-        runner = self._runner(len(seqs), blocks, use_graphs)
+        runner = self._runner(len(seqs), blocks, use_graphs=use_graphs)
         scheduler = Scheduler(
             KVManager(blocks, self.block_size, prefix=False), len(seqs), self.max_num_tokens
         )

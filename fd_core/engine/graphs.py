@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,8 +29,11 @@ Calls = list[tuple[FrozenOp, int, int]]
 Forward = Callable[[StepInputs], Tensor]
 
 
-def capture_sizes(most: int) -> list[int]:
-    """1, 2, 4, then 8..128 by 8, 144..256 by 16, 288.. by 32, and `most` itself (modules.md §5)."""
+def capture_sizes(most: int, wanted: Sequence[int] = ()) -> list[int]:
+    """`wanted` up to `most`, ascending; nothing wanted: 1, 2, 4, then 8..128 by 8, 144..256 by 16, 288.. by
+    32, and `most` itself (modules.md §5)."""
+    if wanted:
+        return sorted({size for size in wanted if size <= most})
     sizes = [1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, 1025, 32)]
     return sorted({size for size in sizes if size < most} | {most})
 
@@ -54,18 +57,23 @@ class DecodeGraphs:
     """Graphs of pure decode steps, the head included. Off for good where the device records none."""
 
     def __init__(
-        self, platform: Platform, ops: Dispatch, inputs: InputBuilder, forward: Forward, most: int
+        self,
+        platform: Platform,
+        ops: Dispatch,
+        inputs: InputBuilder,
+        forward: Forward,
+        sizes: list[int],
     ) -> None:
         self.platform = platform
         self.ops = ops
         self.inputs = inputs
         self.forward = forward
-        self.sizes = capture_sizes(most)
-        self.enabled = True
+        self.sizes = sizes
+        self.enabled = bool(sizes)
         self.replays = 0
         self._recorded: dict[int, Recorded] = {}
 
-    def warm_up(self, sizes: list[int]) -> None:
+    def warm_up(self, sizes: Sequence[int]) -> None:
         """Record `sizes` ahead, so that no request waits for it; largest first, whose memory the others
         can share."""
         started = time.perf_counter()
@@ -78,7 +86,8 @@ class DecodeGraphs:
 
     def run(self, items: list[Scheduled]) -> Tensor | None:
         """Logits [rows, vocab] of a decode step; None where it must run eagerly."""
-        if not self.enabled or not all(item.decodes for item in items):
+        fits = self.enabled and len(items) <= self.sizes[-1]
+        if not fits or not all(item.decodes for item in items):
             return None
         size = self.sizes[bisect_left(self.sizes, len(items))]
         step = self.inputs.build(items, pad_to=size)

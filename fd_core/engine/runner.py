@@ -9,7 +9,7 @@ import numpy as np
 
 from fd_core.api.platform import Event
 from fd_core.api.tensor import Tensor
-from fd_core.engine.graphs import DecodeGraphs
+from fd_core.engine.graphs import DecodeGraphs, capture_sizes
 from fd_core.engine.kv_pools import KVPools
 from fd_core.engine.request import TokenLogprobs
 from fd_core.engine.sampler import Sampler, Sampling
@@ -58,6 +58,7 @@ class ModelRunner:
         max_num_tokens: int,
         max_model_len: int,
         use_graphs: bool = True,
+        graph_sizes: tuple[int, ...] = (),
         lookahead: bool = False,
     ) -> None:
         context = model.context
@@ -75,7 +76,11 @@ class ModelRunner:
         self.graphs: DecodeGraphs | None = None
         if use_graphs and "graph_capture" in context.device.features:
             self.graphs = DecodeGraphs(
-                context.platform, context.ops, self.inputs, self._all_logits, max_num_seqs
+                context.platform,
+                context.ops,
+                self.inputs,
+                self._all_logits,
+                capture_sizes(max_num_seqs, graph_sizes),
             )
         self.sampler = Sampler(
             context.ops,

@@ -11,7 +11,7 @@ import pytest
 from fd_core.api.platform import DeviceError
 from fd_core.engine.build import BuiltEngine
 from fd_core.testkit.simulated import GRAPH
-from tests.worker.model_runner import Result, assert_idle, requests, run_alone, run_together
+from tests.worker.model_runner import Result, assert_idle, collect, requests, run_alone, run_together
 
 Build = Callable[..., BuiltEngine]
 
@@ -73,6 +73,22 @@ def test_all_sizes_are_recorded_before_the_first_request(build: Build, captures:
     plain = build(enable_graphs=False)
     run_together(plain, requests())
     assert len(recorded) == 6
+
+
+def test_sizes_can_be_chosen(build: Build, captures: Any, alone: Result) -> None:
+    captures(Recorded)
+    built = build(graph_sizes=(2, 300, 1))
+    graphs = built.engine.runner.graphs
+    assert graphs.sizes == [1, 2]
+    assert run_together(built, requests()) == alone  # most steps have six rows and run eagerly
+    before = graphs.replays
+    assert before < 5
+    built.engine.add_request(requests()[1])
+    collect(built.engine)
+    assert graphs.replays - before == 11
+    assert not build(graph_sizes=(300,)).engine.runner.graphs.enabled
+    with pytest.raises(ValueError, match=r"graph_sizes: want numbers >= 1, have \[4, 0\]"):
+        build(graph_sizes=(4, 0))
 
 
 def test_replayed_ops_are_counted_as_if_they_were_called(build: Build, captures: Any) -> None:
