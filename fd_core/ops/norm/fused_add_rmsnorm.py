@@ -22,7 +22,7 @@ def _case(tokens: int, hidden: int, bench: bool = False, wide_weight: bool = Fal
 
 
 CASES = [_case(0, 64), _case(1, 1), _case(3, 7), _case(17, 100), _case(2, 2560)]
-CASES += [_case(5, 200, wide_weight=True)]
+CASES += [_case(5, 200, wide_weight=True), _case(2, 12288)]
 CASES += [_case(1, 1024, bench=True), _case(512, 1024, bench=True), _case(64, 4096, bench=True)]
 
 

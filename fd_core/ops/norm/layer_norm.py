@@ -28,7 +28,7 @@ def _case(tokens: int, hidden: int, bias: bool, bench: bool = False) -> Case:
 
 
 CASES = [_case(0, 64, True), _case(1, 1, False), _case(3, 7, True), _case(17, 100, False)]
-CASES += [_case(4, 1280, True), _case(512, 1280, True, bench=True)]
+CASES += [_case(4, 1280, True), _case(2, 12288, True), _case(512, 1280, True, bench=True)]
 
 
 @op(

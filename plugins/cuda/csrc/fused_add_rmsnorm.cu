@@ -3,10 +3,13 @@
 namespace fd {
 
 // One block a row; the sum stays in registers, as it was rounded for `residual`.
-template <typename T, typename W, int V>
-__global__ void fused_add_rmsnorm_rows(T* x, int64_t x_step, T* residual, int64_t residual_step,
-                                       const W* weight, float eps, int64_t hidden) {
+template <typename T, typename W, int V, bool Ahead>
+__global__ void __launch_bounds__(kRowThreads<V>)
+    fused_add_rmsnorm_rows(T* x, int64_t x_step, T* residual, int64_t residual_step,
+                           const W* weight, float eps, int64_t hidden) {
   __shared__ float scratch[kWarp];
+  RowWeights<T, W, V, Ahead> weights{weight, {}};
+  weights.fetch(hidden);
   let_next_start();
   wait_for_inputs();
   x += blockIdx.x * x_step, residual += blockIdx.x * residual_step;
@@ -19,10 +22,10 @@ __global__ void fused_add_rmsnorm_rows(T* x, int64_t x_step, T* residual, int64_
     store_pack(residual + at, kept[v]);
     sum += sum_squares<T>(kept[v]);
   });
+  weights.load(hidden);
   const float scale = rms_scale(sum, hidden, eps, scratch);
-  each_pack<T, V>(hidden, [&](int v, int64_t at) {
-    store_pack(x + at, scaled<T, W>(kept[v], scale, weight + at));
-  });
+  each_pack<T, V>(
+      hidden, [&](int v, int64_t at) { store_pack(x + at, weights.times(kept[v], scale, v, at)); });
 }
 
 // Any width, alignment and stride: two passes over the row.
@@ -62,13 +65,17 @@ void fused_add_rmsnorm_launch(const Launch& on, Tensor x, Tensor residual, Tenso
     run_overlapped(on, kernel, dim3(x.size(0)), dim3(shape.threads), 0, px, x_step, pr,
                    residual_step, pw, eps, hidden);
   };
+  const bool ahead = x.size(0) <= 2 * on.processors();
   switch (shape.vectors) {
     case 1:
-      return start(fused_add_rmsnorm_rows<T, W, 1>);
+      return start(ahead ? fused_add_rmsnorm_rows<T, W, 1, true>
+                         : fused_add_rmsnorm_rows<T, W, 1, false>);
     case 2:
-      return start(fused_add_rmsnorm_rows<T, W, 2>);
+      return start(ahead ? fused_add_rmsnorm_rows<T, W, 2, true>
+                         : fused_add_rmsnorm_rows<T, W, 2, false>);
     case 4:
-      return start(fused_add_rmsnorm_rows<T, W, 4>);
+      return start(ahead ? fused_add_rmsnorm_rows<T, W, 4, true>
+                         : fused_add_rmsnorm_rows<T, W, 4, false>);
     default:
       return start(fused_add_rmsnorm_any<T, W>);
   }

@@ -4,8 +4,9 @@ namespace fd {
 
 // One block a row, read once and kept in registers; mean first, then the centred squares.
 template <typename T, typename W, int V>
-__global__ void layer_norm_rows(const T* x, int64_t x_step, const W* weight, const W* bias,
-                                float eps, int64_t hidden, T* out, int64_t out_step) {
+__global__ void __launch_bounds__(kRowThreads<V>)
+    layer_norm_rows(const T* x, int64_t x_step, const W* weight, const W* bias, float eps,
+                    int64_t hidden, T* out, int64_t out_step) {
   __shared__ float scratch[2][kWarp];
   let_next_start();
   wait_for_inputs();

@@ -3,10 +3,13 @@
 namespace fd {
 
 // One block a row, read once and kept in registers: V vectors of 16 bytes per thread.
-template <typename T, typename W, int V>
-__global__ void rms_norm_rows(const T* x, int64_t x_step, const W* weight, float eps,
-                              int64_t hidden, T* out, int64_t out_step) {
+template <typename T, typename W, int V, bool Ahead>
+__global__ void __launch_bounds__(kRowThreads<V>)
+    rms_norm_rows(const T* x, int64_t x_step, const W* weight, float eps, int64_t hidden, T* out,
+                  int64_t out_step) {
   __shared__ float scratch[kWarp];
+  RowWeights<T, W, V, Ahead> weights{weight, {}};
+  weights.fetch(hidden);
   let_next_start();
   wait_for_inputs();
   x += blockIdx.x * x_step, out += blockIdx.x * out_step;
@@ -16,9 +19,10 @@ __global__ void rms_norm_rows(const T* x, int64_t x_step, const W* weight, float
     kept[v] = load_pack(x + at);
     sum += sum_squares<T>(kept[v]);
   });
+  weights.load(hidden);
   const float scale = rms_scale(sum, hidden, eps, scratch);
   each_pack<T, V>(hidden, [&](int v, int64_t at) {
-    store_pack(out + at, scaled<T, W>(kept[v], scale, weight + at));
+    store_pack(out + at, weights.times(kept[v], scale, v, at));
   });
 }
 
@@ -55,13 +59,14 @@ void rms_norm_launch(const Launch& on, Tensor x, Tensor weight, float eps, Tenso
     run_overlapped(on, kernel, dim3(x.size(0)), dim3(shape.threads), 0, from, x_step, by, eps,
                    hidden, to, out_step);
   };
+  const bool ahead = x.size(0) <= 2 * on.processors();
   switch (shape.vectors) {
     case 1:
-      return start(rms_norm_rows<T, W, 1>);
+      return start(ahead ? rms_norm_rows<T, W, 1, true> : rms_norm_rows<T, W, 1, false>);
     case 2:
-      return start(rms_norm_rows<T, W, 2>);
+      return start(ahead ? rms_norm_rows<T, W, 2, true> : rms_norm_rows<T, W, 2, false>);
     case 4:
-      return start(rms_norm_rows<T, W, 4>);
+      return start(ahead ? rms_norm_rows<T, W, 4, true> : rms_norm_rows<T, W, 4, false>);
     default:
       return start(rms_norm_any<T, W>);
   }

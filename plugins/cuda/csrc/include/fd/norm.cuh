@@ -6,6 +6,10 @@
 
 namespace fd {
 
+// Most threads of a block that holds a row in V vectors each (row_shape in fd/norm.h).
+template <int V>
+constexpr int kRowThreads = V == 4 ? 1024 : 512;
+
 // f(v, at) for the vectors of a row that this thread holds; `at`: first element.
 template <typename T, int V, typename F>
 __device__ __forceinline__ void each_pack(int64_t width, F&& f) {
@@ -31,12 +35,39 @@ __device__ __forceinline__ float rms_scale(float sum, int64_t width, float eps, 
 
 // x * scale * weight, with one rounding.
 template <typename T, typename W>
-__device__ __forceinline__ Pack<T> scaled(const Pack<T>& x, float scale, const W* weight) {
-  const Floats<kPack<T>, W> w(weight);
+__device__ __forceinline__ Pack<T> scaled(const Pack<T>& x, float scale,
+                                          const Floats<kPack<T>, W>& w) {
   Pack<T> out;
 #pragma unroll
   for (int i = 0; i < kPack<T>; ++i) out[i] = from_float<T>(to_float(x[i]) * scale * w[i]);
   return out;
 }
+template <typename T, typename W>
+__device__ __forceinline__ Pack<T> scaled(const Pack<T>& x, float scale, const W* weight) {
+  return scaled<T, W>(x, scale, Floats<kPack<T>, W>(weight));
+}
+
+// The weights that a thread's vectors of a row meet. `Ahead`: read before the sum is known and
+// fetched while the kernel before ends, for rows too few to hide how long that takes; else read
+// when they are needed, which leaves registers for more rows.
+template <typename T, typename W, int V, bool Ahead>
+struct RowWeights {
+  const W* weight;
+  Floats<kPack<T>, W> kept[Ahead ? V : 1];
+
+  __device__ __forceinline__ void fetch(int64_t width) const {
+    if (Ahead) each_pack<T, V>(width, [&](int, int64_t at) { fetch_ahead(weight + at); });
+  }
+  __device__ __forceinline__ void load(int64_t width) {
+    if (Ahead)
+      each_pack<T, V>(width, [&](int v, int64_t at) {
+        kept[Ahead ? v : 0] = Floats<kPack<T>, W>(weight + at);
+      });
+  }
+  __device__ __forceinline__ Pack<T> times(const Pack<T>& x, float scale, int v, int64_t at) const {
+    if (Ahead) return scaled<T, W>(x, scale, kept[Ahead ? v : 0]);
+    return scaled<T, W>(x, scale, weight + at);
+  }
+};
 
 }  // namespace fd

@@ -19,4 +19,10 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+// Bring what will be read into the second-level cache; allowed before wait_for_inputs(), since that
+// cache is where all processors see the same.
+__device__ __forceinline__ void fetch_ahead(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 }  // namespace fd

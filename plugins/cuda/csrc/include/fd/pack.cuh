@@ -20,6 +20,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T>& v) {
 template <int N, typename W>
 struct Floats {
   float at[N];
+  Floats() = default;
   __device__ __forceinline__ explicit Floats(const W* p) {
     constexpr int M = N < kPack<W> ? N : kPack<W>;
 #pragma unroll
