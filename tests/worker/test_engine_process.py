@@ -24,9 +24,9 @@ def config(folder: Path, **options: object) -> EngineConfig:
     return EngineConfig(model=str(folder), load_format="dummy", **given)
 
 
-def run(folder: Path, body: Body, **options: float) -> None:
+def run(folder: Path, body: Body, scheduling: str = "auto", **options: float) -> None:
     async def main() -> None:
-        engine = ProcessEngine(config(folder), **options)
+        engine = ProcessEngine(config(folder, async_scheduling=scheduling), **options)
         await engine.start()
         try:
             await body(engine)
@@ -45,7 +45,10 @@ async def tokens(stream: AsyncIterator[EngineOutput]) -> list[int]:
     return [token async for output in stream for token in output.token_ids]
 
 
-def test_answers_are_those_of_the_engine_in_this_process(tiny_folder: Path, build: Callable) -> None:
+@pytest.mark.parametrize("scheduling", ["off", "on"])
+def test_answers_are_those_of_the_engine_in_this_process(
+    tiny_folder: Path, build: Callable, scheduling: str
+) -> None:
     engine = build().engine
     engine.add_request(request("local"))
     expected = []
@@ -58,10 +61,11 @@ def test_answers_are_those_of_the_engine_in_this_process(tiny_folder: Path, buil
         assert many == [expected] * 20
         assert remote.healthy() == ""
 
-    run(tiny_folder, body)
+    run(tiny_folder, body, scheduling)
 
 
-def test_refusals_and_aborts_leave_the_engine_empty(tiny_folder: Path) -> None:
+@pytest.mark.parametrize("scheduling", ["off", "on"])
+def test_refusals_and_aborts_leave_the_engine_empty(tiny_folder: Path, scheduling: str) -> None:
     async def body(engine: ProcessEngine) -> None:
         (refusal,) = [output async for output in engine.generate(request("bad", stop_token_ids=(9999,)))]
         assert refusal.refused
@@ -76,7 +80,7 @@ def test_refusals_and_aborts_leave_the_engine_empty(tiny_folder: Path) -> None:
         assert stats.running == stats.waiting == 0
         assert stats.blocks_free + stats.blocks_cached == stats.blocks_total
 
-    run(tiny_folder, body)
+    run(tiny_folder, body, scheduling)
 
 
 def test_one_completion_of_several_can_be_stopped(tiny_folder: Path) -> None:
