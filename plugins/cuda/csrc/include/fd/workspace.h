@@ -34,12 +34,6 @@ struct WorkspaceSlot {
   size_t bytes = 0;
 };
 
-inline bool capturing(const Launch& on) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  FD_CUDA_CHECK(on.op, cudaStreamIsCapturing(on.stream, &status));
-  return status != cudaStreamCaptureStatusNone;
-}
-
 // At least `bytes`, aligned to 256. RuntimeError where it would have to grow while `on.stream` is
 // being captured, MemoryError where the device has no room.
 inline void* workspace(const Launch& on, Scratch purpose, size_t bytes) {
