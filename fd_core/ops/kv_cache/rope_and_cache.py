@@ -110,7 +110,7 @@ def rope_and_cache(
     negative slot is not written; `eps` >= 0.
 
     What attention needs between the projection and the scores, as one launch: a decode step of a small
-    batch is bound by the number of launches.
+    batch is bound by the number of launches. Source: specification ops-attention-kv §2 and §6.
     """
     heads, dim = key_cache.shape[2:]
     both = (q_norm_weight is None) == (k_norm_weight is None)
