@@ -26,16 +26,57 @@ struct DispatchSink {
   }
 };
 
-// One block a token; rows of `units` words.
+// Rows of `units` words.
 template <typename Word>
-__global__ void moe_expert_dispatch_copy(const Word* input, const int32_t* row_of, int64_t tokens,
-                                         int k, int64_t units, Word* out) {
-  wait_for_inputs();
-  const int64_t t = blockIdx.x;
-  for (int64_t i = threadIdx.x; i < units; i += blockDim.x) {
+struct DispatchCopy {
+  const Word* input;
+  const int32_t* row_of;
+  int64_t tokens;
+  int k;
+  int64_t units;
+  Word* out;
+
+  // One unit of a token to all its rows; their numbers are loaded together.
+  __device__ __forceinline__ void unit(int64_t t, int64_t i) const {
+    constexpr int kAhead = 8;
     const Word word = input[t * units + i];
-    for (int j = 0; j < k; ++j) out[row_of[j * tokens + t] * units + i] = word;
+    for (int first = 0; first < k; first += kAhead) {
+      int64_t rows[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+        rows[j] = first + j < k ? row_of[(first + j) * tokens + t] : -1;
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+        if (rows[j] >= 0) out[rows[j] * units + i] = word;
+    }
   }
+};
+
+// One block a token.
+template <typename Word>
+__global__ void moe_expert_dispatch_copy(DispatchCopy<Word> copy) {
+  wait_for_inputs();
+  for (int64_t i = threadIdx.x; i < copy.units; i += blockDim.x) copy.unit(blockIdx.x, i);
+}
+
+// Few tokens: everything in one block, a warp routing each.
+template <typename Word>
+__global__ void __launch_bounds__(kSortThreads)
+    moe_expert_dispatch_few(MoeRouter router, const float* scores, float* weights, int32_t* ids,
+                            SlotSort sort, DispatchSink sink, DispatchCopy<Word> copy) {
+  extern __shared__ int sort_memory[];
+  wait_for_inputs();
+  const int64_t warp = threadIdx.x / kWarp;
+  if (warp < copy.tokens)
+    route_token(router, scores + warp * router.experts, ids + warp * router.k,
+                weights + warp * router.k);
+  __syncthreads();
+  sort_in_block(sort, sort_memory,
+                [&](int64_t slot, int group, int64_t place) { sink.place(slot, group, place); });
+  sink.finish(sort);
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < copy.tokens * copy.units; i += kSortThreads)
+    copy.unit(i / copy.units, i % copy.units);
 }
 
 }  // namespace fd
@@ -93,25 +134,53 @@ struct DispatchOutputs {
   }
 };
 
+// What a call runs with; the tensors are checked.
+struct DispatchCall {
+  MoeRouter router;
+  const float* scores;
+  Tensor input;
+  DispatchOutputs out;
+
+  int64_t tokens() const { return out.weight.size(0); }
+  int64_t bytes() const { return input.size(-1) * input.dtype().bits / 8; }
+  SlotSort sort() const {
+    SlotSort sort{};
+    sort.ids = out.expert_of.data<char>(), sort.n = tokens() * router.k;
+    sort.groups = router.experts, sort.padding = 1;
+    return sort;
+  }
+  DispatchSink sink() const {
+    return {out.ends.data<int64_t>(), out.row_of.data<int32_t>(), out.owner.data<int32_t>(),
+            tokens(), router.k};
+  }
+};
+
+constexpr int64_t kFewTokens = 4;
+
 template <typename Word>
-void dispatch_copy(const Launch& on, const Tensor& input, const DispatchOutputs& out,
-                   int64_t bytes) {
-  const int64_t units = bytes / int64_t{sizeof(Word)}, tokens = out.weight.size(0);
-  const int threads = units >= 256 ? 256 : units >= 128 ? 128 : 32;
-  run_overlapped(on, moe_expert_dispatch_copy<Word>, dim3(static_cast<unsigned>(tokens)),
-                 dim3(static_cast<unsigned>(threads)), 0,
-                 static_cast<const Word*>(input.data<Word>()),
-                 static_cast<const int32_t*>(out.row_of.data<int32_t>()), tokens,
-                 static_cast<int>(out.weight.size(1)), units, out.rows.data<Word>());
+void dispatch_few(const Launch& on, const DispatchCall& call, const DispatchCopy<Word>& copy) {
+  size_t shared = 0;
+  const SlotSort sort = plan_slot_sort(on, call.sort(), &shared);
+  run_overlapped(on, moe_expert_dispatch_few<Word>, dim3(1), dim3(kSortThreads), shared,
+                 call.router, call.scores, call.out.weight.data<float>(),
+                 call.out.expert_of.data<int32_t>(), sort, call.sink(), copy);
 }
 
-inline void dispatch_rows(const Launch& on, const Tensor& input, const DispatchOutputs& out) {
-  const int64_t bytes = input.size(-1) * input.dtype().bits / 8;
-  if (bytes == 0) return;
-  if (bytes % 16 == 0 && aligned16(input.data<char>()) && aligned16(out.rows.data<char>()))
-    return dispatch_copy<uint4>(on, input, out, bytes);
-  if (is<float>(input)) return dispatch_copy<uint32_t>(on, input, out, bytes);
-  dispatch_copy<uint16_t>(on, input, out, bytes);
+template <typename Word>
+void dispatch_run(const Launch& on, const DispatchCall& call) {
+  const int64_t units = call.bytes() / int64_t{sizeof(Word)}, tokens = call.tokens();
+  const DispatchCopy<Word> copy{
+      call.input.data<Word>(),   call.out.row_of.data<int32_t>(), tokens, call.router.k, units,
+      call.out.rows.data<Word>()};
+  if (tokens <= kFewTokens && tokens * call.router.k <= kSortChunk)
+    return dispatch_few(on, call, copy);
+  run_overlapped(on, moe_expert_dispatch_route, route_grid(tokens), dim3(kRouteWarps * kWarp), 0,
+                 call.router, call.scores, tokens, call.out.expert_of.data<int32_t>(),
+                 call.out.weight.data<float>());
+  run_slot_sort(on, call.sort(), call.sink());
+  const int threads = units >= 256 ? 256 : units >= 128 ? 128 : 32;
+  run_overlapped(on, moe_expert_dispatch_copy<Word>, dim3(static_cast<unsigned>(tokens)),
+                 dim3(static_cast<unsigned>(threads)), 0, copy);
 }
 
 void moe_expert_dispatch(Tensor input, Tensor gating_output, OptTensor gating_correction_bias,
@@ -135,17 +204,11 @@ void moe_expert_dispatch(Tensor input, Tensor gating_output, OptTensor gating_co
   const Launch on = launch_on(kDispatchOp, input);
   const MoeRouter router{
       bias, static_cast<int>(experts), static_cast<int>(moe_topk), topk_only_mode, grouped, false};
-  run_overlapped(on, moe_expert_dispatch_route, route_grid(tokens), dim3(kRouteWarps * kWarp), 0,
-                 router, static_cast<const float*>(gating_output.data<float>()), tokens,
-                 topk_idx.data<int32_t>(), topk_weight.data<float>());
-  SlotSort sort{};
-  sort.ids = topk_idx.data<char>(), sort.n = tokens * moe_topk;
-  sort.groups = static_cast<int>(experts), sort.padding = 1;
-  run_slot_sort(on, sort,
-                DispatchSink{tokens_expert_prefix_sum.data<int64_t>(),
-                             permute_indices_per_token.data<int32_t>(),
-                             expert_idx_per_token.data<int32_t>(), tokens, moe_topk});
-  dispatch_rows(on, input, out);
+  const DispatchCall call{router, gating_output.data<float>(), input, out};
+  if (call.bytes() % 16 == 0 && aligned16(input.data<char>()) &&
+      aligned16(permute_input.data<char>()))
+    return dispatch_run<uint4>(on, call);
+  is<float>(input) ? dispatch_run<uint32_t>(on, call) : dispatch_run<uint16_t>(on, call);
 }
 FD_EXPORT(moe_expert_dispatch)
 

@@ -24,6 +24,17 @@ struct ReduceArgs {
     const int64_t at = row_of[j * tokens + t];
     return at < tokens * k ? at : -1;
   }
+  // Adds slot j's columns from `c` on.
+  template <int N>
+  __device__ __forceinline__ void add(int64_t t, int j, int64_t c, float weight,
+                                      const Vec<T, N>& values, float (&total)[N]) const {
+    const int64_t e = bias != nullptr ? expert_of[t * k + j] : -1;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float shift = e >= 0 && e < experts ? to_float(bias[e * hidden + c + i]) : 0.f;
+      total[i] += weight * (to_float(values[i]) + shift);
+    }
+  }
 };
 
 constexpr int kReduceThreads = 128;
@@ -35,18 +46,24 @@ __global__ void __launch_bounds__(kReduceThreads) moe_expert_reduce_tokens(Reduc
   const int64_t t = blockIdx.y;
   const int64_t c = (int64_t{blockIdx.x} * kReduceThreads + threadIdx.x) * N;
   if (c >= a.hidden) return;
+  constexpr int kAhead = 8;  // slots whose loads run together
   float total[N] = {};
-  for (int j = 0; j < a.k; ++j) {
-    const int64_t row = a.row(t, j);
-    if (row < 0) continue;
-    const Vec<T, N> values = *reinterpret_cast<const Vec<T, N>*>(a.rows + row * a.hidden + c);
-    const float weight = a.weights[t * a.k + j];
-    const int64_t e = a.bias != nullptr ? a.expert_of[t * a.k + j] : -1;
+  for (int first = 0; first < a.k; first += kAhead) {
+    int64_t rows[kAhead];
+    float weights[kAhead];
+    Vec<T, N> values[kAhead];
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float shift = e >= 0 && e < a.experts ? to_float(a.bias[e * a.hidden + c + i]) : 0.f;
-      total[i] += weight * (to_float(values[i]) + shift);
+    for (int i = 0; i < kAhead; ++i) {
+      rows[i] = first + i < a.k ? a.row(t, first + i) : -1;
+      weights[i] = rows[i] >= 0 ? a.weights[t * a.k + first + i] : 0.f;
     }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      values[i] =
+          *reinterpret_cast<const Vec<T, N>*>(a.rows + (rows[i] >= 0 ? rows[i] : 0) * a.hidden + c);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (rows[i] >= 0) a.add(t, first + i, c, weights[i], values[i], total);
   }
   const float sum = a.normalised ? a.weight_sum(t) : 1.f;
   Vec<T, N> result;

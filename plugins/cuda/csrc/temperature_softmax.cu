@@ -8,8 +8,8 @@ __global__ void __launch_bounds__(kSegmentThreads)
     temperature_softmax_rows(PartsJob job, float* out, int64_t out_step, bool out_aligned) {
   wait_for_inputs();
   const int64_t segments = segments_of(job.rows.width), width = job.rows.width;
-  const int64_t row = blockIdx.x / segments;
-  const int64_t g = blockIdx.x % segments * kSegmentThreads + threadIdx.x;
+  const int64_t block = gridDim.x - 1 - blockIdx.x, row = block / segments;
+  const int64_t g = block % segments * kSegmentThreads + threadIdx.x;
   Group group(job.rows, row, g);
   const float temperature = job.temperature[row], scale = exp_scale(temperature);
   const RowTotal total = row_total(job.parts + row * segments, static_cast<int>(segments), scale);

@@ -40,28 +40,46 @@ __device__ __forceinline__ ExpertTile find_tile(const ExpertRows& rows, int64_t 
     const int64_t used = start + min(max(rows.numbers[e], int64_t{0}), rows.capacity);
     return {e, first, used, min(first + height, start + rows.capacity)};
   }
+  constexpr int kEach = 8;  // adjacent experts of a lane, whose loads run together
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   int64_t before = 0;
-  for (int base = 0; base <= rows.experts; base += kWarp) {
-    const int e = base + static_cast<int>(threadIdx.x) % kWarp;
-    const int64_t begin = rows.sum(e - 1);
-    const int64_t end = e <= rows.experts ? max(rows.sum(e), begin) : begin;
-    const int64_t own = (end - begin + height - 1) / height;
+  for (int base = 0; base <= rows.experts; base += kWarp * kEach) {
+    const int first = base + lane * kEach;
+    int64_t begins[kEach + 1], own = 0;
+#pragma unroll
+    for (int i = 0; i <= kEach; ++i) begins[i] = rows.sum(min(first + i - 1, rows.experts));
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      begins[i + 1] = max(begins[i + 1], begins[i]);
+      own += (begins[i + 1] - begins[i] + height - 1) / height;
+    }
     int64_t sum = own;
 #pragma unroll
     for (int d = 1; d < kWarp; d *= 2) {
       const int64_t below = __shfl_up_sync(0xffffffffu, sum, d);
-      if (static_cast<int>(threadIdx.x) % kWarp >= d) sum += below;
+      if (lane >= d) sum += below;
     }
-    const int64_t start = before + sum - own;
-    const unsigned hit = __ballot_sync(0xffffffffu, tile >= start && tile < start + own);
+    int64_t left = tile - (before + sum - own);
+    const unsigned hit = __ballot_sync(0xffffffffu, left >= 0 && left < own);
     before = __shfl_sync(0xffffffffu, before + sum, kWarp - 1);
     if (hit == 0) continue;
+    int expert = 0;
+    int64_t start = 0, last = 0;
+    bool open = true;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int64_t tiles = (begins[i + 1] - begins[i] + height - 1) / height;
+      const bool here = open && left < tiles;
+      if (here) expert = first + i, start = begins[i] + left * height, last = begins[i + 1];
+      open = open && !here;
+      left -= tiles;
+    }
     const int source = __ffs(hit) - 1;
-    const int64_t first = __shfl_sync(0xffffffffu, begin + (tile - start) * height, source);
-    const int64_t last = __shfl_sync(0xffffffffu, end, source);
-    const int expert = base + source;
-    const int64_t used = expert < rows.experts ? last : first;
-    return {expert < rows.experts ? expert : 0, first, used, min(first + height, last)};
+    expert = __shfl_sync(0xffffffffu, expert, source);
+    start = __shfl_sync(0xffffffffu, start, source);
+    last = __shfl_sync(0xffffffffu, last, source);
+    const bool owned = expert < rows.experts;
+    return {owned ? expert : 0, start, owned ? last : start, min(start + height, last)};
   }
   return {-1, 0, 0, 0};
 }

@@ -9,10 +9,9 @@ namespace fd {
 constexpr int64_t kSortSharedBytes = 40 << 10, kSortChunk = 512;
 constexpr int64_t kSortMaxGroups = kSortSharedBytes / int64_t{sizeof(int)};
 
-// `sort` needs ids, wide, lowest, n, groups and padding; `begins` where the op has no memory for
-// it.
-template <typename Sink>
-void run_slot_sort(const Launch& on, SlotSort sort, const Sink& sink) {
+// `sort` needs ids, wide, lowest, n, groups and padding; what is left is filled in. `shared`: bytes
+// of shared memory of the one block that sorts few slots, 0 for many.
+inline SlotSort plan_slot_sort(const Launch& on, SlotSort sort, size_t* shared) {
   if (sort.groups > kSortMaxGroups)
     fail("ValueError", on.op, ": want at most ", kSortMaxGroups, " experts, have ", sort.groups);
   const int64_t fitting = kSortSharedBytes / (int64_t{sizeof(int)} * sort.groups);
@@ -27,10 +26,18 @@ void run_slot_sort(const Launch& on, SlotSort sort, const Sink& sink) {
       static_cast<char*>(workspace(on, Scratch::kSlotSort, static_cast<size_t>(begins + counts)));
   sort.begins = reinterpret_cast<int64_t*>(memory);
   sort.counts = reinterpret_cast<int*>(memory + begins);
-  if (small)
-    return run_overlapped(on, slot_sort_block<Sink>, dim3(1), dim3(kSortThreads),
-                          static_cast<size_t>(counts), sort, sink);
-  const size_t shared = static_cast<size_t>(sort.groups) * sizeof(int);
+  *shared = small ? static_cast<size_t>(std::max<int64_t>(counts, 16)) : 0;
+  return sort;
+}
+
+template <typename Sink>
+void run_slot_sort(const Launch& on, const SlotSort& slots, const Sink& sink) {
+  size_t shared = 0;
+  const SlotSort sort = plan_slot_sort(on, slots, &shared);
+  if (shared != 0)
+    return run_overlapped(on, slot_sort_block<Sink>, dim3(1), dim3(kSortThreads), shared, sort,
+                          sink);
+  shared = static_cast<size_t>(sort.groups) * sizeof(int);
   const dim3 grid(static_cast<unsigned>(sort.chunks));
   run(on, slot_sort_count<Sink>, grid, dim3(kWarp), shared, sort);
   run(on, slot_sort_scan<Sink>, dim3(1), dim3(kSortThreads), 0, sort, sink);
