@@ -8,12 +8,12 @@ from typing import Any
 
 import paddle
 
-from fd_core.api.attention import AttentionBatch, AttentionSpec
+from fd_core.api.attention import AttentionBatch, AttentionSpec, KVCache
+from fd_core.api.tensor import Tensor
 from fd_core.layers.rotary import rotary_table
 from fd_core.ops.methods import GuestAttention
-from fd_core.ops.stream import on_guests_stream
 from fd_core.paddle.context import LayerContext
-from fd_core.paddle.tensors import view
+from fd_core.paddle.layer import Layer, apply, new_like
 
 
 @dataclass(slots=True)
@@ -50,7 +50,10 @@ class ForwardMeta:
         )  # fmt: skip
 
 
-class Attention(paddle.nn.Layer):  # type: ignore[misc]
+_LISTS = ("cu_seqlens_q", "seq_lens", "block_table", "slot_mapping")
+
+
+class Attention(Layer):
     """softmax(q k^T * scale) v over the cache of `layer_id`; writes the new keys and values first."""
 
     def __init__(
@@ -86,11 +89,29 @@ class Attention(paddle.nn.Layer):  # type: ignore[misc]
     ) -> paddle.Tensor:
         """q, k, v [tokens, heads, head_dim], rotated; out [tokens, heads * head_dim]."""
         cache = forward_meta.caches[self.layer_id]
-        out = self.attention.run(forward_meta.plan(self.attention), q, k, v, cache)
+        if isinstance(q, paddle.pir.Value):
+            out = self._in_graph(q, k, v, cache, forward_meta)
+        else:
+            out = self.attention.run(forward_meta.plan(self.attention), q, k, v, cache)
         return out.reshape([q.shape[0], -1])
 
+    def _in_graph(self, q: Any, k: Any, v: Any, cache: Any, meta: ForwardMeta) -> Any:
+        """The step is planned when the graph runs, from the lists as they are then."""
+        lists = [getattr(meta, name) for name in _LISTS]
+        limits: dict[str, Any] = {"max_query_len": meta.max_query_len, "max_seq_len": meta.max_seq_len}
+        backend = self.attention.backend
 
-class RotaryEmbedding(paddle.nn.Layer):  # type: ignore[misc]
+        def work(changed: list[Tensor], read: list[Tensor]) -> None:
+            sizes: dict[str, Any] = {"num_tokens": read[0].shape[0], "num_seqs": read[4].shape[0], **limits}
+            batch = AttentionBatch(**sizes | dict(zip(_LISTS, read[3:], strict=True)))
+            keys, values, out = changed
+            backend.run(backend.plan(batch), read[0], read[1], read[2], KVCache(keys, values), out)
+
+        made = new_like(q, q.shape, q.dtype)
+        return apply(self.attention.session, work, [*cache, made], [q, k, v, *lists])[2]
+
+
+class RotaryEmbedding(Layer):
     """Rotates queries and keys in place. `settings`: config.json's `rope_scaling` or `rope_parameters`."""
 
     def __init__(
@@ -104,8 +125,10 @@ class RotaryEmbedding(paddle.nn.Layer):  # type: ignore[misc]
     def forward(
         self, q: paddle.Tensor, k: paddle.Tensor, positions: paddle.Tensor
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        session = self._session
-        ours = [view(t, session, n) for n, t in (("q", q), ("k", k), ("positions", positions))]
-        with on_guests_stream((q,), session.device.device):
-            session.ops.fused_rotary_position_encoding(*ours, self._table, self._head_dim, self._neox)
+        session, table, options = self._session, self._table, (self._head_dim, self._neox)
+
+        def work(changed: list[Tensor], read: list[Tensor]) -> None:
+            session.ops.fused_rotary_position_encoding(*changed, read[0], table, *options)
+
+        q, k = apply(session, work, [q, k], [positions])
         return q, k

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -34,16 +36,8 @@ from fd_core.ops.stream import use_stream
 SOURCE = Path(__file__).with_name("in_place.cc")
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """A tensor argument: its place among the changed ones, or among those that are only read."""
-
-    index: int
-    changed: bool
-
-
-#: What a kernel's parameter gets: a tensor, or an attribute as it is.
-Argument = Changed | Any
+#: What the operator does: (changed tensors, tensors that are only read) -> None.
+Work = Callable[[list[Tensor], list[Tensor]], None]
 
 
 class ForeignTensor(ctypes.Structure):
@@ -63,28 +57,25 @@ class ForeignTensor(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operator of some graph: which op, with what."""
+    """One operator of some graph."""
 
     session: Session
-    op: str
-    order: tuple[Argument, ...]
+    work: Work
+    counts: tuple[int, int]
 
     def run(self, changed: Any, read: Any) -> None:
-        values = [self._argument(a, changed, read) for a in self.order]
-        device = self.session.device.device
-        target = getattr(self.session.ops, self.op)
-        if device.code == HOST.code:
-            target(*values)
-            return
-        table = exchange(paddle.Tensor)
-        stream = None if table is None else table.current_stream(device)
-        with use_stream(device, stream or 0):
-            target(*values)
+        first, second = (
+            [_tensor(foreign[i], self.session) for i in range(count)]
+            for foreign, count in zip((changed, read), self.counts, strict=True)
+        )
+        with self._stream():
+            self.work(first, second)
 
-    def _argument(self, argument: Argument, changed: Any, read: Any) -> Any:
-        if not isinstance(argument, Changed):
-            return argument
-        return _tensor((changed if argument.changed else read)[argument.index], self.session)
+    def _stream(self) -> AbstractContextManager[Any]:
+        device, table = self.session.device.device, exchange(paddle.Tensor)
+        if device.code == HOST.code or table is None:
+            return nullcontext()
+        return use_stream(device, table.current_stream(device) or 0)
 
 
 def _tensor(foreign: Any, session: Session) -> Tensor:
@@ -120,13 +111,22 @@ def _run(call: int, changed: Any, read: Any, reason: int, size: int) -> int:
 _function = _Function(_run)
 
 
-def call_in_place(op: str, order: Sequence[Argument], changed: list[Any], read: list[Any]) -> list[Any]:
-    """The operator of one call; what stands for `changed` after it."""
+def call_in_place(work: Work, changed: Sequence[Any], read: Sequence[Any]) -> list[Any]:
+    """The operator of one call, in the graph that is being built; what stands for `changed` after it."""
     with _lock:
         number = len(_calls)
-        _calls.append(Call(current_session(), op, tuple(order)))
+        _calls.append(Call(current_session(), work, (len(changed), len(read))))
     pointer = ctypes.cast(_function, ctypes.c_void_p).value
-    return list(operator()(changed, read, pointer, number))
+    return list(operator()(list(changed), list(read), pointer, number))
+
+
+_fill = itertools.count(1)
+
+
+def memory(shape: Sequence[int], kind: Any) -> Any:
+    """A tensor of the graph for an operator to write, filled with a number of its own because Paddle merges
+    what is made alike."""
+    return paddle.full(list(shape), float(next(_fill)), dtype=kind)
 
 
 # -- the compiled operator --------------------------------------------------------------------------------

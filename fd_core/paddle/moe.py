@@ -9,10 +9,10 @@ import paddle
 
 from fd_core.layers import moe
 from fd_core.paddle.context import LayerContext
-from fd_core.paddle.layer import EngineLayer, rows_of
+from fd_core.paddle.layer import EngineLayer, Layer, rows_of
 
 
-class FusedMoE(paddle.nn.Layer):  # type: ignore[misc]
+class FusedMoE(Layer):
     """Each token through the `top_k` experts that its router picks. x [..., hidden].
 
     Parameters: `gate.weight` [hidden, experts]; `experts.gate_up` [experts, hidden, 2 * intermediate] and

@@ -6,11 +6,11 @@ from typing import Any
 
 import paddle
 
+from fd_core.api.tensor import Tensor
 from fd_core.layers import embedding, norm
-from fd_core.ops.stream import on_guests_stream
 from fd_core.paddle.context import LayerContext
-from fd_core.paddle.layer import EngineLayer, rows_of
-from fd_core.paddle.tensors import name_of, view
+from fd_core.paddle.layer import EngineLayer, apply, rows_of
+from fd_core.paddle.tensors import name_of
 
 
 class RMSNorm(EngineLayer):
@@ -28,10 +28,11 @@ class RMSNorm(EngineLayer):
             out = self.run(self.engine, rows_of(x), (self.hidden_size,))
             return out if x.ndim == 2 else out.reshape(x.shape)
         self.ready()
-        session = self.context.session
-        with on_guests_stream((x,), session.device.device):
-            self.engine.add(view(x, session), view(residual, session, "residual"))
+        x, residual = apply(self.context.session, self._add, [x, residual], [])
         return x, residual
+
+    def _add(self, changed: list[Tensor], read: list[Tensor]) -> None:
+        self.engine.add(*changed)
 
 
 class Embedding(EngineLayer):

@@ -19,7 +19,7 @@ from paddle.jit.dy2static.utils import TransformOptions
 
 from fd_core.api.dtype import dtype
 from fd_core.api.kernel import OpSpec, Param, ParamKind
-from fd_core.api.tensor import TensorSpec
+from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.compat.fastdeploy.overload import Operator
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.session import current_session
@@ -27,7 +27,9 @@ from fd_core.ops.call import PublicOp, attribute, bind, infer_specs, public_op
 from fd_core.ops.catalogue import find
 from fd_core.ops.guest import register_tracer
 from fd_core.ops.schema import OpDef
-from fd_core.paddle.in_place import Argument, Changed, call_in_place, operator
+from fd_core.paddle.attention import ForwardMeta
+from fd_core.paddle.in_place import call_in_place, memory, operator
+from fd_core.paddle.layer import Layer
 from fd_core.paddle.tensors import name_of
 
 _log = logging.getLogger("fd.paddle")
@@ -163,19 +165,15 @@ def _change(
     kinds = {p.name: p.kind for p in spec.params}
     changed = {n: t for n, t in tensors.items() if kinds[n] is ParamKind.INOUT} | fresh
     read = {n: t for n, t in tensors.items() if n not in changed}
-    rest = dict(attributes)
-    order: list[Argument] = [
-        Changed(list(changed).index(p.name), p.name in changed) if p.name in changed
-        else Changed(list(read).index(p.name), False) if p.name in read else rest[p.name]
-        for p in spec.params
-    ]  # fmt: skip
-    after = dict(
-        zip(
-            changed,
-            call_in_place(spec.name, order, list(changed.values()), list(read.values())),
-            strict=True,
-        )
-    )
+    target = getattr(current_session().ops, spec.name)
+    names, rest = [p.name for p in spec.params], dict(attributes)
+
+    def work(first: list[Tensor], second: list[Tensor]) -> None:
+        values = {**rest, **dict(zip(changed, first, strict=True)), **dict(zip(read, second, strict=True))}
+        target(*(values[name] for name in names))
+
+    done = call_in_place(work, list(changed.values()), list(read.values()))
+    after = dict(zip(changed, done, strict=True))
     back = [after[p.name] for p in spec.outputs] or list(after.values())
     return back[0] if len(back) == 1 else back
 
@@ -185,20 +183,24 @@ def _empty(spec: OpSpec, name: str, meta: TensorSpec) -> Any:
         have = list(meta.shape)
         fix = "give the graph fixed shapes: this op changes tensors and makes others"
         raise ValueError(f"{spec.name}.{name}: want a fixed shape inside a graph, have {have}; fix: {fix}")
-    return paddle.empty(list(meta.shape), dtype=name_of(meta.dtype))
+    return memory(meta.shape, name_of(meta.dtype))
 
 
 def _install() -> None:
-    """Values of a graph go to `traced`; Paddle's two tracers take operators as they are."""
+    """Values of a graph go to `traced`; Paddle's two tracers take operators and layers as they are."""
     try:
         operator()
     except RuntimeError as error:
         _log.warning("ops that change tensors cannot be used in graphs: %s", error)
     register_tracer(Value, traced)
-    options = TransformOptions().with_skip_transform_mode(
-        TransformOptions.ToStaticMode.SOT | TransformOptions.ToStaticMode.AST
-    )
-    for kind in (PublicOp, Operator):
+    modes = TransformOptions.ToStaticMode
+    _leave_alone((PublicOp, Operator), modes.SOT | modes.AST)
+    _leave_alone((Layer, ForwardMeta), modes.AST)
+
+
+def _leave_alone(kinds: Sequence[type[Any]], modes: Any) -> None:
+    for kind in kinds:
+        options = TransformOptions().with_skip_transform_mode(modes)
         setattr(kind, TransformOptions.TRANSFORM_OPTIONS_ATTR_NAME, options)
 
 

@@ -148,6 +148,23 @@ class TestInPlace:
             for got, want in zip(graph(*copies[0]), run(*copies[1]), strict=True):
                 np.testing.assert_array_equal(got.numpy(), want.numpy())
 
+    def test_results_of_one_shape_are_apart(self, paddle: Any) -> None:
+        """Paddle merges what is made alike: two results must not share memory for that."""
+        ids = [paddle.to_tensor(np.array(a, np.int32)) for a in ([0], [2], [0, 2], [[0]])]
+        rotary = paddle.ones([2, 1, 8, 1, 4])
+
+        def run(x: Any, y: Any, keys: Any, values: Any, ids: Any) -> Any:
+            options = (rotary, None, None, None, None, 1e-6, True, 0)
+            first = ops.append_attention(x, keys, values, *ids, *options)
+            return first, ops.append_attention(y, keys, values, *ids, *options)
+
+        graph = paddle.jit.to_static(run, full_graph=True)
+        x, y = paddle.randn([2, 24]), paddle.randn([2, 24])
+        found = [call(x, y, *(paddle.zeros([1, 1, 4, 8]) for _ in range(2)), ids) for call in (graph, run)]
+        for got, want in zip(*found, strict=True):
+            np.testing.assert_array_equal(got.numpy(), want.numpy())
+        assert not np.array_equal(found[0][0].numpy(), found[0][1].numpy())
+
     def test_operator_is_kept_for_the_next_process(self, paddle: Any) -> None:
         from fd_core.paddle.in_place import library
 

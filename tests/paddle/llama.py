@@ -77,9 +77,9 @@ class Llama(paddle.nn.Layer):
         residual = self.embed(ids)
         x = self.blocks[0].norm(residual)
         following = [*(block.norm for block in list(self.blocks)[1:]), self.norm]
-        for block, norm in zip(self.blocks, following, strict=True):
-            x, residual = block(x, residual, meta)
-            x, residual = norm(x, residual)
+        for i in range(len(following)):  # Paddle's tracer of sources wants plain loops
+            x, residual = self.blocks[i](x, residual, meta)
+            x, residual = following[i](x, residual)
         return self.head(x)
 
 
@@ -97,11 +97,17 @@ def new_caches(model: Llama, blocks: int = 32) -> list[Any]:
 
 def step(model: Llama, caches: list[Any], ids: Sequence[int], start: int) -> np.ndarray[Any, Any]:
     """Logits of `ids`, which follow `start` tokens of the one sequence; its blocks are in reverse order."""
+    tensors, limits = inputs(ids, start)
+    meta = fd.ForwardMeta(*tensors[1:], caches, *limits)
+    return model(tensors[0], meta).astype("float32").numpy()
+
+
+def inputs(ids: Sequence[int], start: int) -> tuple[list[Any], tuple[int, int]]:
+    """Token ids and the lists of a step, in ForwardMeta's order, and its two limits."""
     stop = start + len(ids)
     table = np.arange(31, -1, -1, dtype=np.int32)[None]
     positions = np.arange(start, stop, dtype=np.int32)
     slots = table[0][positions // BLOCK].astype(np.int64) * BLOCK + positions % BLOCK
     arrays = (np.array([0, len(ids)], np.int32), np.array([stop], np.int32), table, slots, positions)
-    meta = fd.ForwardMeta(*map(paddle.to_tensor, arrays), caches, len(ids), stop)
-    logits = model(paddle.to_tensor(np.array(ids, np.int32)), meta)
-    return logits.astype("float32").numpy()
+    first = np.array(ids, np.int32)
+    return [paddle.to_tensor(array) for array in (first, *arrays)], (len(ids), stop)

@@ -58,6 +58,31 @@ class TestLlama:
         got = np.concatenate([step(model, caches, IDS[a:b], a) for a, b in ((0, 7), (7, 11), (11, 12))])
         np.testing.assert_array_equal(got.astype(np.float32), want.astype(got.dtype).astype(np.float32))
 
+    @pytest.mark.parametrize("full_graph", [True, False])
+    @pytest.mark.parametrize("folder", FAMILIES[:1], indirect=True, ids="-".join)
+    def test_one_static_graph_gives_the_same(self, paddle: Any, folder: Path, full_graph: bool) -> None:
+        """Two steps over the caches: a prompt, then one token, each traced for its shapes."""
+        from llama import Llama, context_for, inputs, new_caches, step
+        from paddle.jit.sot.utils import min_graph_size_guard
+
+        import fd_core.paddle.static  # noqa: F401
+        from fd_core.paddle import ForwardMeta, load
+
+        config = load_config(folder)
+        model = Llama(context_for(config), config)
+        load(model, folder)
+        eager, traced = new_caches(model), new_caches(model)
+        for start, stop in ((0, 7), (7, 8)):
+            tensors, limits = inputs(IDS[start:stop], start)
+
+            def run(ids: Any, a: Any, b: Any, c: Any, d: Any, e: Any, caches: Any) -> Any:
+                return model(ids, ForwardMeta(a, b, c, d, e, caches, *limits))  # noqa: B023
+
+            with min_graph_size_guard(0):
+                graph = paddle.jit.to_static(run, full_graph=full_graph)
+                got = graph(*tensors, traced).numpy()
+            np.testing.assert_array_equal(got, step(model, eager, IDS[start:stop], start))
+
     @pytest.mark.parametrize("folder", [("qwen3_moe-sparse", "float32")], indirect=True, ids="-".join)
     def test_experts_are_the_engines_bit_for_bit(self, paddle: Any, folder: Path) -> None:
         from fd_core import paddle as fd
