@@ -34,8 +34,9 @@ def fd_attention_backends(device: DeviceInfo) -> list[type[AttentionBackend]]:
     if device.device.type != "cuda":
         return []
     from fd_cuda.attention import CudaAttention
+    from fd_cuda.flashinfer import FlashInferAttention
 
-    return [CudaAttention]
+    return [CudaAttention, FlashInferAttention]
 
 
 @hookimpl

@@ -1,0 +1,158 @@
+"""Attention on the GPU beyond the kit: each kernel by itself, what the backend promises, wrong lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fd_cuda")
+from fd_cuda import library
+from fd_cuda.arch import simulated_devices
+from fd_cuda.attention import CudaAttention
+
+from fd_core.api import dtype as dt
+from fd_core.api.attention import AttentionSpec
+from fd_core.api.device import Device
+from fd_core.api.verdict import ReasonCode
+from fd_core.host.errors import FdError
+from fd_core.host.session import Session, open_session
+from fd_core.ops.attention.paged_attention import paged_attention, random_inputs
+from fd_core.testkit.check import assert_close, run_oracle
+
+device = pytest.mark.device("cuda")
+half = pytest.mark.parametrize("dtype", [dt.bfloat16.numpy(), dt.float16.numpy()], ids=str)
+#: Exports that run one kernel for every row, and what they take beside the op's arguments.
+KERNELS: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "paged_attention_plain": lambda most: (),
+    "paged_attention_split": lambda most: (most, 0, 0, 0, 0),
+    "paged_attention_tiles": lambda most: (),
+    "paged_attention_sm90": lambda most: (),
+    "paged_attention_step": lambda most: (most,),
+}
+#: One block a multiprocessor, two stages, chunks of 64 keys, at least three of them a sequence.
+SMALL_CHUNKS = (2, 1, 64, 3)
+SPEC = AttentionSpec(8, 2, 128, 128**-0.5, dt.bfloat16, dt.bfloat16, 64)
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    try:
+        return open_session("cuda", fallback="allow")
+    except FdError as error:
+        pytest.skip(f"no GPU: {error}")
+
+
+def longest(inputs: dict[str, Any]) -> int:
+    return int(np.diff(inputs["cu_seqlens_q"]).max(initial=0))
+
+
+def run(session: Session, name: str, inputs: dict[str, Any], *more: int) -> Any:
+    """The output, NaN where nothing was written."""
+    try:
+        kernel = library.function(name)
+    except (AttributeError, RuntimeError) as error:
+        pytest.skip(str(error))
+    put = session.platform.from_host
+    placed = [put(v) if isinstance(v, np.ndarray) else v for v in inputs.values()]
+    out = put(np.full(inputs["q"].shape, np.nan, np.float32).astype(inputs["q"].dtype))
+    try:
+        kernel(*placed, *more, out)
+    except ValueError as error:
+        if "not for these" in str(error):
+            pytest.skip(str(error))
+        raise
+    session.platform.synchronize()
+    return session.platform.to_host(out)
+
+
+def bits(array: Any) -> bytes:
+    return bytes(np.ascontiguousarray(array).tobytes())
+
+
+@device
+@half
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", [c for c in paged_attention.cases if not c.bench], ids=lambda c: c.id)
+def test_every_kernel_is_right_alone(session: Session, kernel: str, case: Any, dtype: Any) -> None:
+    inputs = case.args(np.random.default_rng(3), dtype)
+    got = run(session, kernel, inputs, *KERNELS[kernel](longest(inputs)))
+    assert_close(paged_attention, "out", got, run_oracle(paged_attention, inputs)["out"])
+
+
+@device
+@half
+@pytest.mark.parametrize("options", [{}, {"window": 100}, {"sinks": True}, {"soft_cap": 3.0}], ids=str)
+def test_chunks_of_a_sequence_are_merged(session: Session, options: dict[str, Any], dtype: Any) -> None:
+    """Several chunks for each sequence, ends inside of one, rows that see nothing of the first."""
+    inputs = random_inputs(
+        np.random.default_rng(0), dtype, [1, 3, 1, 0, 2], [1000, 64, 191, 5, 400], dim=128, **options
+    )
+    got = run(session, "paged_attention_split", inputs, longest(inputs), *SMALL_CHUNKS)
+    assert_close(paged_attention, "out", got, run_oracle(paged_attention, inputs)["out"])
+
+
+@device
+def test_a_row_does_not_depend_on_what_its_neighbours_hold(session: Session) -> None:
+    kind, seed = dt.bfloat16.numpy(), np.random.default_rng(1)
+    step = random_inputs(seed, kind, [1, 1, 1], [700, 300, 90], dim=128, heads=(8, 2))
+    first = run(session, "paged_attention_step", step, 1)
+    other = {**step, "seq_lens": np.array([701, 12, 70], np.int32), "q": step["q"].copy()}
+    other["q"][1:] = 1
+    assert bits(first[0]) == bits(run(session, "paged_attention_step", other, 1)[0])
+    assert bits(first[1:]) != bits(run(session, "paged_attention_step", other, 1)[1:])
+
+
+@device
+@pytest.mark.parametrize("queries", [1, 70])
+def test_block_ids_outside_the_pool_read_no_memory_of_others(session: Session, queries: int) -> None:
+    """The device cannot refuse such lists; other sequences of the step are right nevertheless."""
+    kind, seed = dt.float16.numpy(), np.random.default_rng(2)
+    step = random_inputs(seed, kind, [queries, queries], [300, 200], dim=128, heads=(8, 2))
+    want = run_oracle(paged_attention, step)["out"]
+    step["block_table"][1, :3] = [-1, 1 << 30, -(1 << 31)]
+    got = run(session, "paged_attention_step", step, queries)
+    assert_close(paged_attention, "out", got[:queries], want[:queries])
+
+
+class TestBackend:
+    def at(self, arch: str) -> Any:
+        return next(info for _, info in simulated_devices() if info.arch == arch)
+
+    def codes(self, spec: AttentionSpec, info: Any) -> set[ReasonCode]:
+        return {reason.code for reason in CudaAttention.supports(spec, info).reasons}
+
+    def test_serves_what_its_kernels_do(self) -> None:
+        assert CudaAttention.supports(SPEC, self.at("sm_90")).ok
+        odd = replace(SPEC, dtype=dt.float16, cache_dtype=dt.float16, head_dim=40, block_size=5, window=7)
+        assert CudaAttention.supports(odd, self.at("sm_70")).ok
+
+    @pytest.mark.parametrize(
+        ("change", "code"),
+        [
+            ({"head_dim": 60}, ReasonCode.HEAD_DIM),
+            ({"head_dim": 520}, ReasonCode.HEAD_DIM),
+            ({"num_heads": 9}, ReasonCode.SHAPE),
+            ({"block_size": 0}, ReasonCode.SHAPE),
+            ({"window": 0}, ReasonCode.SHAPE),
+            ({"cache_dtype": dt.float16}, ReasonCode.DTYPE),
+            ({"dtype": dt.int8}, ReasonCode.DTYPE),
+        ],
+    )
+    def test_refuses_with_the_reason(self, change: dict[str, Any], code: ReasonCode) -> None:
+        assert code in self.codes(replace(SPEC, **change), self.at("sm_90"))
+
+    def test_bfloat16_begins_with_sm_80(self) -> None:
+        assert self.codes(SPEC, self.at("sm_75")) == {ReasonCode.DTYPE}
+
+    def test_other_devices_are_none_of_its_business(self) -> None:
+        elsewhere = replace(self.at("sm_90"), device=Device("cpu", 0, 1))
+        assert self.codes(SPEC, elsewhere) == {ReasonCode.ARCH}
+
+    def test_pools_are_head_major(self) -> None:
+        layout = CudaAttention.kv_layout(SPEC)
+        assert layout.pool_shape(10) == (10, 2, 64, 128)
+        assert layout.bytes_per_block == 2 * 2 * 64 * 128 * 2
