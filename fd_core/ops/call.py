@@ -112,8 +112,8 @@ def call(definition: OpDef, session: Session, args: Sequence[Any], kwargs: Mappi
     given = bind(spec, args, kwargs)
     values = {p.name: _convert(spec, p, given.get(p.name, p.default), session) for p in spec.params}
     op = getattr(session.ops, spec.name)  # UnsupportedOpError before anything is allocated
-    made = _allocate(definition, values, session, _example(spec, given))
     with on_guests_stream(given.values(), session.device.device):
+        made = _allocate(definition, values, session, _example(spec, given))
         op(*values.values())
     return _hand_back(spec, {**given, **made}, values)
 

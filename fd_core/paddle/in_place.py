@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from paddle.utils import cpp_extension
 
 from fd_core.api.device import HOST
 from fd_core.api.dtype import from_dlpack_code
@@ -169,6 +168,10 @@ def operator() -> Callable[..., Any]:
     Paddle refuses new operators (it ends the process) once one of its Python operators has been used, so
     that `fd_core.paddle.static` asks for this one when it is imported.
     """
+    try:
+        from paddle.utils import cpp_extension
+    except ImportError as error:
+        raise RuntimeError(f"Paddle cannot load operators: {error}; fix: pip install setuptools") from error
     path = library()
     if not path.exists():
         build(path)

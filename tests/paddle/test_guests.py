@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from guests import GUESTS, Guest, on_host
 
 from fd_core import ops
 from fd_core.api import dtype as dt
-from fd_core.api.kernel import ParamKind
+from fd_core.api.ffi import tvm_ffi
+from fd_core.api.kernel import Kernel, ParamKind
 from fd_core.api.tensor import Tensor, from_numpy
+from fd_core.host import session as sessions
+from fd_core.host.dispatch import Dispatch, FrozenOp
 from fd_core.host.session import Session, current_session, open_session
 from fd_core.ops.catalogue import catalogue
 from fd_core.ops.schema import Case, OpDef
@@ -93,6 +97,42 @@ def test_nothing_is_copied_on_either_way(guest: Guest, kind: dt.DType) -> None:
     for _ in range(3):
         assert ops.silu(x, out=out) is out
         assert pointer(out) == place
+
+
+@pytest.mark.parametrize("library", ["paddle", "torch"])
+def test_the_kernel_gets_the_guests_own_address(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = next(g for g in GUESTS if g.name == library)
+    guest.load()
+    seen: list[list[int]] = []
+    target = tvm_ffi().convert(
+        lambda *args: seen.append([address(a) for a in args if not isinstance(a, float)])
+    )
+    opened, kernel = current_session(), Kernel("rms_norm", "test", target)
+    table = Dispatch("cpu:0", {"rms_norm": FrozenOp("rms_norm", kernel, target)})
+    replaced = replace(opened, ops=table)
+    monkeypatch.setattr(sessions, "current_session", lambda: replaced)
+    wide, w, out = (guest.tensor(np.ones(s, np.float32)) for s in ((2, 16), (8,), (2, 8)))
+    x = wide[:, 8:]
+    for _ in range(3):  # the long way, then the short one
+        ops.rms_norm(x, w, 1e-6, out=out)
+        made = ops.rms_norm(x, w, 1e-6)
+        assert seen[-2:] == [[*map(pointer, (x, w, out))], [*map(pointer, (x, w, made))]]
+    assert pointer(x) == pointer(wide) + 32
+
+
+def address(tensor: Any) -> int:
+    """Where a kernel sees it: TVM-FFI hands Python functions the guest's own tensor, or a view."""
+    return pointer(tensor) if hasattr(tensor, "data_ptr") else np.from_dlpack(tensor).ctypes.data
+
+
+def test_changes_through_a_view_arrive_in_the_base(guest: Guest, session: Session) -> None:
+    if not guest.views:
+        pytest.skip(f"{guest.name}: its slices are copies")
+    base, residual, w = (guest.tensor(np.ones(s, np.float32)) for s in ((2, 16), (2, 8), (8,)))
+    for _ in range(2):
+        ops.fused_add_rmsnorm(base[:, 8:], residual, w, 0.0)
+    np.testing.assert_array_equal(on_host(session, base)[:, :8], 1)
+    np.testing.assert_array_equal(on_host(session, residual), 3)
 
 
 def pointer(tensor: Any) -> int:
