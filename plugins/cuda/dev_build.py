@@ -23,17 +23,20 @@ from build_plan import CORE, FLAGS, write_manifest  # noqa: E402
 from fd_cuda.table import read_table  # noqa: E402
 
 
-def headers() -> float:
-    """When a header last changed."""
-    folders = (HERE / "csrc/include", CORE)
-    return max(h.stat().st_mtime for folder in folders for h in folder.rglob("*.*h"))
+def stale(target: Path) -> bool:
+    """Whether something that `target` was made of (nvcc's own list) is newer."""
+    rule = target.with_suffix(".d")
+    if not target.exists() or not rule.exists():
+        return True
+    files = rule.read_text().replace("\\\n", " ").partition(":")[2].split()
+    return any(not Path(f).exists() or Path(f).stat().st_mtime > target.stat().st_mtime for f in files)
 
 
 def compile_one(source: Path, folder: Path, flags: list[str]) -> Path:
     target = folder / f"{source.stem}.o"
-    newest = max(source.stat().st_mtime, headers())
-    if not target.exists() or target.stat().st_mtime < newest:
-        subprocess.run(["nvcc", *flags, "-c", str(source), "-o", str(target)], check=True)
+    if stale(target):
+        rule = ["-MD", "-MF", str(target.with_suffix(".d"))]
+        subprocess.run(["nvcc", *flags, *rule, "-c", str(source), "-o", str(target)], check=True)
     return target
 
 
