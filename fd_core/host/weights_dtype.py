@@ -8,7 +8,7 @@ from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS, DType
 from fd_core.api.kernel import Kernel
 from fd_core.api.verdict import YES, ReasonCode, Verdict
-from fd_core.host.dispatch import Dispatch
+from fd_core.host.dispatch import Dispatch, GuardedOp
 from fd_core.host.oracle import ORACLE
 
 #: Ops that every model calls on its activations, with the parameter that has their type.
@@ -18,7 +18,7 @@ ASKED = (("embedding", "out"), ("rms_norm", "x"), ("linear", "x"))
 def check_weights_dtype(ops: Dispatch, device: DeviceInfo, dtype: DType) -> Verdict:
     """A reason for the first of `ASKED` whose kernels all refuse `dtype`; it names the types to ask for.
 
-    Ops that the device leaves to the oracle refuse nothing here: the fallback policy rules them.
+    Nothing is refused that the oracle may serve without a word (fallback policy `allow`).
     """
     for op, parameter in ASKED:
         allowed = _allowed(ops, device, op, parameter)
@@ -44,7 +44,9 @@ def _allowed(ops: Dispatch, device: DeviceInfo, op: str, parameter: str) -> list
 
 def _native(ops: Dispatch, device: DeviceInfo, op: str) -> Iterator[Kernel]:
     frozen = ops.table.get(op)
-    offers = [] if frozen is None else [frozen.kernel, *(kernel for kernel, _ in frozen.losers)]
+    if not isinstance(frozen, GuardedOp) or frozen.policy == "allow":
+        return
+    offers = [frozen.kernel, *(kernel for kernel, _ in frozen.losers)]
     for kernel in offers:
         if kernel.provider != ORACLE and kernel.requires.check_device(op, device).ok:
             yield kernel

@@ -25,14 +25,14 @@ NEW = replace(OLD, arch="toy_2", arch_rank=2)
 EARLY: tuple[DType, ...] = (dt.float16, dt.float32)
 
 
-def session(device: DeviceInfo) -> Session:
+def session(device: DeviceInfo, policy: str = "warn") -> Session:
     """A device that took bfloat16 up with its second generation."""
     kernels = [
         Kernel(op, "toy", print, Require(arch=(low, None), dtypes={parameter: types}), priority=low)
         for op, parameter in (("embedding", "out"), ("rms_norm", "x"), ("linear", "x"))
         for low, types in ((1, EARLY), (2, FLOATS))
     ]
-    ops = freeze(catalogue(), kernels, device, policy="allow")
+    ops = freeze(catalogue(), kernels, device, policy=policy)
     return Session(ReferencePlatform(), device, ops, [], {}, Ledger(ops, {}))
 
 
@@ -60,5 +60,9 @@ def test_a_device_with_activations_of_its_own_type_takes_any_weights() -> None:
 
 
 def test_oracles_refuse_nothing() -> None:
-    ops = freeze(catalogue(), [], OLD, policy="allow")
+    ops = freeze(catalogue(), [], OLD, policy="warn")
     assert check_weights_dtype(ops, OLD, dt.bfloat16).ok
+
+
+def test_who_allows_the_oracle_gets_it() -> None:
+    refuse_dtype(session(OLD, policy="allow"), dt.bfloat16)
