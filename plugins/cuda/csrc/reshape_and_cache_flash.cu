@@ -46,8 +46,59 @@ __global__ void reshape_and_cache_flash_copy(ReshapeAndCache all) {
   *reinterpret_cast<Vec<C, N>*>(to) = Converted<T, C, N>::of(from);
 }
 
+// How a row is scaled and encoded, from the bits of its largest magnitude (NaN above infinity).
+struct E4m3Row {
+  float scale;
+
+  __device__ __forceinline__ explicit E4m3Row(uint32_t most) {
+    const float wanted = __fdiv_rn(__uint_as_float(most), kE4m3Largest);
+    scale = wanted < 1e-12f ? 1e-12f : wanted;
+  }
+  template <int N>
+  __device__ __forceinline__ void encode(const float (&x)[N], uint8_t* to) const {
+    float scaled[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) scaled[i] = __fdiv_rn(x[i], scale);
+    *reinterpret_cast<Vec<e4m3, N>*>(to) = e4m3_codes<N>(scaled);
+  }
+};
+
+// Below 1e-30 all counts as zero; a NaN or an infinity makes the scale NaN and the codes 0.
+struct Int8Row {
+  float scale, inverse;
+
+  __device__ __forceinline__ explicit Int8Row(uint32_t bits) {
+    const float most = __uint_as_float(bits);
+    const bool finite = bits < 0x7f800000u, usable = finite && most > 1e-30f;
+    inverse = usable ? __fdiv_rn(127.f, most) : 0.f;
+    scale = usable ? __fdiv_rn(most, 127.f) : finite ? 0.f : __uint_as_float(0x7fc00000u);
+  }
+  template <int N>
+  __device__ __forceinline__ void encode(const float (&x)[N], uint8_t* to) const {
+    Vec<uint8_t, N> codes;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const int code = inverse == 0.f ? 0 : __float2int_rn(__fmul_rn(x[i], inverse));
+      codes[i] = static_cast<uint8_t>(min(max(code, -127), 127));
+    }
+    *reinterpret_cast<Vec<uint8_t, N>*>(to) = codes;
+  }
+};
+
+// A row's scale: in a tensor of its own or, without one, in the four bytes behind its codes.
+__device__ __forceinline__ void reshape_put_scale(const ReshapeAndCache& all, int side,
+                                                  int64_t slot, int head, uint8_t* codes,
+                                                  float scale) {
+  if (all.scale[side] != nullptr) {
+    all.scale[side][all.scale_pool[side].offset(slot, head)] = scale;
+    return;
+  }
+  for (int b = 0; b < 4; ++b)
+    codes[all.dim + b] = static_cast<uint8_t>(__float_as_uint(scale) >> (8 * b));
+}
+
 // A head over `lanes` lanes, N elements at a time: its largest magnitude gives the scale.
-template <typename T, int N>
+template <typename T, typename Row, int N>
 __global__ void reshape_and_cache_flash_quantize(ReshapeAndCache all, int lanes) {
   let_next_start();
   wait_for_inputs();
@@ -64,18 +115,12 @@ __global__ void reshape_and_cache_flash_quantize(ReshapeAndCache all, int lanes)
 #pragma unroll
     for (int i = 0; i < N; ++i) most = max(most, magnitude_bits(x[i]));
   }
-  const float wanted = __fdiv_rn(__uint_as_float(group_max(most, lanes)), kE4m3Largest);
-  const float scale = wanted < 1e-12f ? 1e-12f : wanted;
+  const Row row(group_max(most, lanes));
   if (!written) return;
-  if (lane == 0) all.scale[side][all.scale_pool[side].offset(slot, head)] = scale;
-  e4m3* to = static_cast<e4m3*>(all.to[side]) + pool.offset(slot, head);
-  for (int d = lane * N; d < all.dim; d += lanes * N) {
-    const Floats<N, T> x(from + d);
-    float scaled[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) scaled[i] = __fdiv_rn(x[i], scale);
-    *reinterpret_cast<Vec<e4m3, N>*>(to + d) = e4m3_codes<N>(scaled);
-  }
+  uint8_t* to = static_cast<uint8_t*>(all.to[side]) + pool.offset(slot, head);
+  if (lane == 0) reshape_put_scale(all, side, slot, head, to, row.scale);
+  for (int d = lane * N; d < all.dim; d += lanes * N)
+    row.template encode<N>(Floats<N, T>(from + d).at, to + d);
 }
 
 }  // namespace fd
@@ -115,19 +160,33 @@ inline void reshape_check_scale(const ReshapeSide& side) {
   for (int i = 0; i < 3; ++i) Check{op, side.scale_name, side.scale}.dim(i, side.to.size(i));
 }
 
+enum class CacheMode { kAuto, kFp8, kInt8 };
+
+inline CacheMode reshape_mode(std::string_view name) {
+  if (name == "fp8_e4m3") return CacheMode::kFp8;
+  if (name == "int8") return CacheMode::kInt8;
+  if (name != "auto" && !name.empty())
+    fail("ValueError", "reshape_and_cache_flash.kv_cache_dtype: want \"auto\", \"fp8_e4m3\" or ",
+         "\"int8\", have \"", name, "\"");
+  return CacheMode::kAuto;
+}
+
 inline void reshape_check_side(const ReshapeSide& side, const Tensor& key, const Tensor& key_cache,
-                               bool fp8) {
+                               CacheMode mode) {
   const char* op = "reshape_and_cache_flash";
   const Check from{op, side.from_name, side.from}, to{op, side.to_name, side.to};
   from.rank(3).same_shape(key).same_dtype(key).inner_contiguous();
   to.rank(4).inner_contiguous().same_shape(key_cache).same_dtype(key_cache);
-  to.dim(2, side.from.size(1)).dim(3, side.from.size(2));
+  const int64_t row = side.from.size(2) + (mode == CacheMode::kInt8 ? sizeof(float) : 0);
+  to.dim(2, side.from.size(1)).dim(3, row);
   if (side.from.size(2) % 8 != 0)
     fail("ValueError", op, ".", side.from_name,
          ": want a head dimension that is a multiple of 8, have ", side.from.size(2));
   const bool rounds = is<float>(side.from) && (is<bf16>(side.to) || is<f16>(side.to));
-  if (fp8)
+  if (mode == CacheMode::kFp8)
     reshape_check_scale(side);
+  else if (mode == CacheMode::kInt8)
+    to.dtype<int8_t>("int8");
   else if (!rounds)
     to.same_dtype(side.from);
 }
@@ -165,22 +224,34 @@ void reshape_copy(const Launch& on, const ReshapeAndCache& all, bool packs) {
     reshape_run(on, reshape_and_cache_flash_copy<T, C, 1>, all, all.dim);
 }
 
+template <typename T, typename Row, int N>
+void reshape_quantize_by(const Launch& on, const ReshapeAndCache& all) {
+  const int lanes = std::min(pow2_lanes(all.dim / N), kWarp);
+  reshape_run(on, reshape_and_cache_flash_quantize<T, Row, N>, all, lanes, lanes);
+}
+
+// Rows of int8 are 4 bytes longer than their codes: four codes are aligned where eight are not.
 template <typename T>
-void reshape_quantize(const Launch& on, const ReshapeAndCache& all, bool packs) {
-  const int each = packs ? kPack<T> : 1, lanes = std::min(pow2_lanes(all.dim / each), kWarp);
-  if (packs)
-    reshape_run(on, reshape_and_cache_flash_quantize<T, kPack<T>>, all, lanes, lanes);
-  else
-    reshape_run(on, reshape_and_cache_flash_quantize<T, 1>, all, lanes, lanes);
+void reshape_quantize(const Launch& on, const ReshapeSide (&sides)[2], const ReshapeAndCache& all,
+                      CacheMode mode) {
+  const auto aligned = [&](int64_t bytes) {
+    return sides[0].aligned(bytes) && sides[1].aligned(bytes);
+  };
+  if (mode == CacheMode::kFp8 && aligned(16))
+    return reshape_quantize_by<T, E4m3Row, kPack<T>>(on, all);
+  if (mode == CacheMode::kFp8) return reshape_quantize_by<T, E4m3Row, 1>(on, all);
+  if (aligned(4 * sizeof(T))) return reshape_quantize_by<T, Int8Row, 4>(on, all);
+  reshape_quantize_by<T, Int8Row, 1>(on, all);
 }
 
 inline void reshape_write(const Launch& on, const ReshapeSide (&sides)[2], const Ids& slots,
-                          bool fp8) {
-  const ReshapeAndCache all = reshape_and_cache(sides, slots);
+                          CacheMode mode) {
+  ReshapeAndCache all = reshape_and_cache(sides, slots);
+  if (mode != CacheMode::kFp8) all.scale[0] = all.scale[1] = nullptr;
   const bool packs = sides[0].aligned(16) && sides[1].aligned(16);
   dispatch_float(on.op, "key", sides[0].from, [&](auto tag) {
     using T = decltype(tag);
-    if (fp8) return reshape_quantize<T>(on, all, packs);
+    if (mode != CacheMode::kAuto) return reshape_quantize<T>(on, sides, all, mode);
     if (sides[0].to.dtype().bits == sides[0].from.dtype().bits)
       return reshape_copy<T, T>(on, all, packs);
     if constexpr (std::is_same_v<T, float>) {
@@ -194,22 +265,19 @@ void reshape_and_cache_flash(Tensor key, Tensor value, Tensor key_cache, Tensor 
                              Tensor slot_mapping, OptTensor k_scale, OptTensor v_scale,
                              std::string_view kv_cache_dtype) {
   const char* op = "reshape_and_cache_flash";
-  const bool fp8 = kv_cache_dtype == "fp8_e4m3";
-  if (!fp8 && kv_cache_dtype != "auto" && !kv_cache_dtype.empty())
-    fail("ValueError", op, ".kv_cache_dtype: want \"auto\" or \"fp8_e4m3\", have \"",
-         kv_cache_dtype, "\"");
+  const CacheMode mode = reshape_mode(kv_cache_dtype);
   dispatch_float(op, "key", key, [](auto) {});
   const ReshapeSide sides[2] = {{"key", "key_cache", "k_scale", key, key_cache, k_scale},
                                 {"value", "value_cache", "v_scale", value, value_cache, v_scale}};
-  for (const ReshapeSide& side : sides) reshape_check_side(side, key, key_cache, fp8);
+  for (const ReshapeSide& side : sides) reshape_check_side(side, key, key_cache, mode);
   const Ids slots = slots_of(op, slot_mapping, key.size(0));
   same_device(op, key, {value, key_cache, value_cache, slot_mapping, k_scale, v_scale});
   const Launch on = launch_on(op, key);
-  if (fp8 && on.sm() < 80)
+  if (mode == CacheMode::kFp8 && on.sm() < 80)
     fail("RuntimeError", op, ".kv_cache_dtype: want sm_80 or newer for fp8_e4m3, have sm_", on.sm(),
          "; use \"auto\"");
   check_slots(on, slots, key_cache.size(0) * key_cache.size(1));
-  reshape_write(on, sides, slots, fp8);
+  reshape_write(on, sides, slots, mode);
 }
 FD_EXPORT(reshape_and_cache_flash)
 
