@@ -6,6 +6,13 @@ Importing this package imports Paddle; nothing else in fd-core does. Layers have
 
 from __future__ import annotations
 
+import importlib.util
+
+if importlib.util.find_spec("paddle") is None:
+    raise ImportError(
+        "fd_core.paddle: want Paddle, have none; fix: pip install paddlepaddle (docs/paddle.md)"
+    )
+
 from fd_core.paddle.attention import Attention, ForwardMeta, RotaryEmbedding
 from fd_core.paddle.checkpoint import convert, load, save
 from fd_core.paddle.context import TensorParallel, make_context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,18 @@ class TestRefusals:
     def test_unknown_method(self, fd: Any) -> None:
         with pytest.raises(ValueError, match=r"wint3"):
             fd.Linear(fd.make_context(quantization="wint3"), 8, 8)
+
+    def test_without_paddle_the_error_says_what_to_install(self) -> None:
+        code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "paddle" else find(name, *more)
+try:
+    import fd_core.paddle
+except ImportError as error:
+    assert "fix: pip install paddlepaddle" in str(error)
+else:
+    raise SystemExit("no error")
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
