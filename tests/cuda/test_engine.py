@@ -1,5 +1,5 @@
-"""The engine on a GPU: what `tests/worker/test_lookahead.py` asks, with the device's own kernels, and the text
-that the oracles give. A row has the same bits there in any batch, so tests compare bits."""
+"""The engine on a GPU: what `tests/worker/test_lookahead.py` asks, with the device's own kernels, and the
+text that the oracles give. A row has the same bits there in any batch, so tests compare bits."""
 
 from __future__ import annotations
 
