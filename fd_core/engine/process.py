@@ -8,6 +8,7 @@ parent is gone (standard input closes), or when it cannot start.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -68,6 +69,8 @@ class EngineLoop:
 
         built = build_engine(start.config, progress=lambda text: self._send(Progress(text)))
         self.engine = built.engine
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is not walked again between steps
         self._send(Ready(built.info))
 
     def _turn(self) -> None:
