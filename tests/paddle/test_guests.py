@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from guests import GUESTS, Guest, on_host
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fd_core import ops
 from fd_core.api import dtype as dt
@@ -169,6 +171,28 @@ def test_a_library_without_assignment_is_never_written(guest: Guest) -> None:
         ops.silu(x, out=y)
     with pytest.raises(ValueError, match=f"fused_add_rmsnorm.x: {text}"):
         ops.fused_add_rmsnorm(x, y, guest.tensor(np.ones(8, np.float32)), 1e-6)
+
+
+@pytest.mark.parametrize("library", ["paddle", "torch"])
+@given(
+    rows=st.integers(0, 5), columns=st.integers(1, 33), before=st.integers(0, 3), behind=st.integers(0, 3),
+    step=st.integers(1, 3), kind=st.sampled_from(FLOATS),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_any_view_gives_numpys_bits(
+    library: str, rows: int, columns: int, before: int, behind: int, step: int, kind: dt.DType
+) -> None:
+    """Sizes, offsets and row strides; made and given results; whichever way the call takes."""
+    guest = next(g for g in GUESTS if g.name == library)
+    guest.load()
+    session, rng = current_session(), np.random.default_rng(rows * 100 + columns)
+    base = rng.standard_normal((rows * step, before + columns + behind)).astype(kind.numpy())
+    cut = (slice(None, None, step), slice(before, before + columns))
+    weight = rng.standard_normal(columns).astype(kind.numpy())
+    want = ops.rms_norm(base[cut], weight, 1e-6)
+    x, w, out = guest.tensor(base)[cut], guest.tensor(weight), guest.tensor(np.zeros_like(want))
+    assert on_host(session, ops.rms_norm(x, w, 1e-6)).tobytes() == want.tobytes()
+    assert on_host(session, ops.rms_norm(x, w, 1e-6, out=out)).tobytes() == want.tobytes()
 
 
 def test_refusals_read_the_same_on_both_ways(guest: Guest) -> None:
