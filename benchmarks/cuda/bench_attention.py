@@ -3,7 +3,7 @@
     python benchmarks/cuda/bench_attention.py [--json FILE] [--only decode|prefill]
 
 Calls are captured in CUDA graphs over rotated inputs (caches together larger than the second-level
-cache), so that launch gaps and cached data do not count; medians of ten replays. Decode: one query a
+cache), so that launch gaps and cached data do not count; medians of replays. Decode: one query a
 sequence over pages of 64 in random order; the rate counts keys and values once. Prefill: causal, the
 rate counts half of the square. Peers: FlashInfer where it is installed (its decode and prefill wrappers
 on the same pages), torch's scaled_dot_product_attention on dense tensors (cuDNN for prefill).
@@ -18,16 +18,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fd_cuda import library
+from timing import Call, copy_rate, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PAGE, ROTATED = 64, 512 << 20
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -93,26 +92,6 @@ class Step:
         return q, keys.contiguous(), values.contiguous()
 
 
-def timed(calls: list[Call], repeats: int = 10) -> float:
-    """Seconds of one call: the median over replays of a graph that runs all of `calls` in turn."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    seconds = []
-    for _ in range(repeats + 2):
-        start, end = torch.cuda.Event(True), torch.cuda.Event(True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) * 1e-3 / len(calls))
-    return median(seconds[2:])
-
-
 def torch_call(step: Step) -> Call:
     q, k, v = step.dense()
     causal = step.cell.queries > 1
@@ -166,6 +145,15 @@ def peers(cell: Cell) -> dict[str, Callable[[Step], Call]]:
     return found | {f"flashinfer-{k}": (lambda step, k=k: flashinfer_call(step, k)) for k in kinds}
 
 
+def ceilings() -> dict[str, float]:
+    """TB/s of torch's sum over 1 GiB and of its copy, TFLOP/s of its product of bfloat16 matrices."""
+    flat = torch.zeros(1 << 28, device="cuda")
+    square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    read, product = timed([flat.sum] * 2), timed([lambda: square @ square] * 2)
+    rates = {"read_tbps": 4 * flat.numel() / read / 1e6, "copy_tbps": copy_rate()}
+    return {k: round(v, 2) for k, v in (rates | {"gemm_tflops": 2 * 8192**3 / product / 1e6}).items()}
+
+
 def measure(cell: Cell) -> dict[str, Any]:
     copies = max(1, min(8, ROTATED // cell.bytes))
     steps = [Step(cell) for _ in range(copies)]
@@ -176,7 +164,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {"cell": cell.name}
     for name, way in ways.items():
         try:
-            row[name] = timed([way(step) for step in steps]) * 1e6
+            row[name] = round(timed([way(step) for step in steps]), 2)
         except Exception as error:  # a peer that is absent or refuses is reported as such
             row[name] = f"{type(error).__name__}: {error}".splitlines()[0][:80]
             torch.cuda.synchronize()
@@ -199,7 +187,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["decode", "prefill"])
     args = parser.parse_args()
     cells = {"decode": DECODE, "prefill": PREFILL, None: DECODE + PREFILL}[args.only]
-    rows = []
+    rows, limits = [], ceilings()
+    print(torch.cuda.get_device_name(), limits, flush=True)
     for cell in cells:
         rows.append(measure(cell))
         print(line(cell, rows[-1]), flush=True)
@@ -210,6 +199,7 @@ def main() -> None:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "unit": "microseconds, median",
+        **limits,
         "command": "python benchmarks/cuda/bench_attention.py",
     }
     if args.json:

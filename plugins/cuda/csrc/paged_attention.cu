@@ -169,15 +169,14 @@ void attend_plain(const Launch& on, const AttentionCall& call) {
 constexpr int kSplitRows = 32;
 
 void attend(const Launch& on, const AttentionCall& call) {
-  const bool split = split_fits != nullptr && split_fits(on, call);
+  if (split_fits == nullptr || !split_fits(on, call)) return attend_plain(on, call);
+  if (call.max_queries * call.group() <= kSplitRows) return attend_split(on, call, INT32_MAX);
   const bool sm90 = sm90_fits != nullptr && sm90_fits(on, call);
-  const bool tiles = sm90 || (tiles_fit != nullptr && tiles_fit(on, call));
-  const bool few = call.max_queries * call.group() <= kSplitRows;
-  if (!split || !(few || tiles)) return attend_plain(on, call);
-  attend_split(on, call, few ? INT32_MAX : kSplitRows);
-  if (few) return;
-  if (sm90) return attend_sm90(on, call, kSplitRows);
-  attend_tiles(on, call, kSplitRows);
+  if (!sm90 && (tiles_fit == nullptr || !tiles_fit(on, call))) return attend_plain(on, call);
+  const int few = call.args.sequences > 1 ? kSplitRows : 0;  // a sequence alone is the longest
+  if (few > 0) attend_split(on, call, few);
+  if (sm90) return attend_sm90(on, call, few);
+  attend_tiles(on, call, few);
 }
 
 void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_seqlens_q,

@@ -292,6 +292,7 @@ __global__ void __launch_bounds__(kTilesThreads, 2)
 
 #ifndef __CUDACC_RTC__
 #include "fd/attention.h"
+#include "fd/device_facts.h"
 
 namespace fd {
 
@@ -309,9 +310,9 @@ inline size_t tiles_shared(const AttentionCall& call) {
 
 bool tiles_fit(const Launch& on, const AttentionCall& call) {
   const AttentionArgs& a = call.args;
-  return on.sm() >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind && call.vectors &&
-         a.dim <= 256 && a.sequences <= kTilesSequences &&
-         tiles_shared(call) <= size_t(on.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  return device_facts(on).sm >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind &&
+         call.vectors && a.dim <= 256 && a.sequences <= kTilesSequences &&
+         tiles_shared(call) <= size_t(device_facts(on).block_shared);
 }
 
 template <typename T, int D>
@@ -319,10 +320,9 @@ void tiles_launch(const Launch& on, const AttentionCall& call, int min_rows) {
   const AttentionArgs& a = call.args;
   const int64_t rows = int64_t{a.tokens} * call.group();
   const int64_t tiles = rows / TilesShape<D>::Rows + std::min<int64_t>(a.sequences, rows);
-  const auto kernel = paged_attention_tiles_rows<T, D>;
-  allow_shared(on, kernel, tiles_shared(call));
-  run(on, kernel, dim3(static_cast<unsigned>(tiles * a.kv_heads)), dim3(kTilesThreads),
-      tiles_shared(call), a, min_rows);
+  allow_shared_once<paged_attention_tiles_rows<T, D>>(on, tiles_shared(call));
+  run(on, paged_attention_tiles_rows<T, D>, dim3(static_cast<unsigned>(tiles * a.kv_heads)),
+      dim3(kTilesThreads), tiles_shared(call), a, min_rows);
 }
 
 void attend_tiles(const Launch& on, const AttentionCall& call, int min_rows) {

@@ -61,6 +61,11 @@ __device__ __forceinline__ void barrier_some(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The same, without waiting: the others are told that this warp is there.
+__device__ __forceinline__ void barrier_some_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // --- copies ---
 
 // The box of `map` at (x, y, z, w) to shared memory; completes on `bar`.
@@ -124,11 +129,13 @@ __device__ __forceinline__ void products_wait() {
 #define FD_WGMMA_128_2 "66"
 #define FD_WGMMA_128_3 "67"
 #define FD_WGMMA_128_4 "68"
+#define FD_WGMMA_128_5 "69"
 #define FD_WGMMA_64_0 "32"
 #define FD_WGMMA_64_1 "33"
 #define FD_WGMMA_64_2 "34"
 #define FD_WGMMA_64_3 "35"
 #define FD_WGMMA_64_4 "36"
+#define FD_WGMMA_64_5 "37"
 // clang-format on
 
 #if FD_SM90A
@@ -141,15 +148,17 @@ __device__ __forceinline__ void products_wait() {
                : FD_WGMMA_##n##_C                                                   \
                : "l"(x), "l"(y), "r"(static_cast<int>(add)))
 #define FD_WGMMA_COLUMNS(n, type)                                                    \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type       \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" FD_WGMMA_##n##_5                 \
+               ", 0;\n"                                                              \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type       \
                " {" FD_WGMMA_##n##_R "}, {%" FD_WGMMA_##n##_0 ", %" FD_WGMMA_##n##_1 \
                ", %" FD_WGMMA_##n##_2 ", %" FD_WGMMA_##n##_3 "}, %" FD_WGMMA_##n##_4 \
-               ", 1, 1, 1, 1;"                                                       \
+               ", p, 1, 1, 1;\n}"                                                    \
                : FD_WGMMA_##n##_C                                                    \
-               : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(y))
+               : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(y), "r"(static_cast<int>(add)))
 #else
 #define FD_WGMMA_ROWS(n, type) (void)c, (void)x, (void)y, (void)add
-#define FD_WGMMA_COLUMNS(n, type) (void)c, (void)x, (void)y
+#define FD_WGMMA_COLUMNS(n, type) (void)c, (void)x, (void)y, (void)add
 #endif
 
 // c [64 x N] of float = x [64 x 16] y [16 x N], plus c where `add`. Lane = 4 * g + t of warp w
@@ -163,10 +172,10 @@ __device__ __forceinline__ void product_rows(float (&c)[N / 2], uint64_t x, uint
   if constexpr (N == 64 && std::is_same_v<T, f16>) FD_WGMMA_ROWS(64, "f16");
 }
 
-// c += x y; x from registers, as in mma_16x8x16, y from a tile by columns.
+// The same; x from registers, as in mma_16x8x16, y from a tile by columns.
 template <typename T, int N>
 __device__ __forceinline__ void product_columns(float (&c)[N / 2], const uint32_t (&x)[4],
-                                                uint64_t y) {
+                                                uint64_t y, bool add) {
   if constexpr (N == 128 && std::is_same_v<T, bf16>) FD_WGMMA_COLUMNS(128, "bf16");
   if constexpr (N == 128 && std::is_same_v<T, f16>) FD_WGMMA_COLUMNS(128, "f16");
   if constexpr (N == 64 && std::is_same_v<T, bf16>) FD_WGMMA_COLUMNS(64, "bf16");
