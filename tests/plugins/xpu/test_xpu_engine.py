@@ -69,6 +69,13 @@ def test_drawn_text_is_that_of_fd_cpu(texts: list[Any]) -> None:
     assert texts[1][1] == texts[0][1]
 
 
+def test_int8_text_is_that_of_fd_cpu() -> None:
+    """Both make codes of absmax / 127 per row: equal codes, equal texts."""
+    common = {"dtype": "float32", "quantization": "wint8"}
+    on_cpu, on_xpu = generated({"platform": "cpu", **common}, {"platform": "xpu", **common})
+    assert on_xpu[0] == on_cpu[0]
+
+
 def test_served_text_is_that_of_fd_cpu(texts: list[Any], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     command = [sys.executable, "-m", "fd_core", "serve", "--port", "0", "--log-format", "json"]

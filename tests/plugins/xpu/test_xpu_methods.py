@@ -122,45 +122,64 @@ def linear(session: Session, name: str, weight: Array, **config: Any) -> Any:
         method.apply(put(x), packed, None if bias is None else put(bias), out)
         return session.platform.to_host(out)
 
-    return run
+    return run, packed
 
 
-def meant(weight: Array, limit: int, group: int) -> Array:
-    """The weight that codes and scales stand for: nearest multiples of absmax / limit of each group. Ratios
-    are float32, as the method's: 16-bit weights make ties, which must fall alike."""
-    found = np.zeros(weight.shape)
-    step = group or max(1, weight.shape[1])
-    for start in range(0, weight.shape[1], step):
-        part = weight[:, start : start + step].astype(np.float32)
-        scale = np.abs(part).max(axis=1, keepdims=True) / np.float32(limit)
-        codes = np.rint(part / np.where(scale > 0, scale, np.float32(1)))
-        found[:, start : start + step] = codes.astype(np.float64) * scale
-    return found
+def meant(weight: Array) -> Array:
+    """What wint8 means: nearest multiples of absmax / 127 of each row. Ratios are float32, as the method's:
+    16-bit weights make ties, which must fall alike."""
+    wide = weight.astype(np.float32)
+    scale = np.abs(wide).max(axis=1, keepdims=True) / np.float32(127)
+    return np.rint(wide / np.where(scale > 0, scale, np.float32(1))).astype(np.float64) * scale
 
 
-@pytest.mark.parametrize("shape", [(33, 64), (1, 1), (40, 100), (95, 257)])
-@pytest.mark.parametrize(
-    ("name", "limit", "config"),
-    [("none", 0, {}), ("wint8", 127, {}), ("wint4", 7, {}), ("wint4", 7, {"group_size": 32})],
-)
-def test_method_multiplies_what_its_codes_mean(
-    session: Session,
-    shape: tuple[int, int],
-    name: str,
-    limit: int,
-    config: dict[str, Any],
-) -> None:
-    """Bounds as those of `linear`: sums of K <= 257 float32 products and one rounding."""
+def unpacked(packed: Any, platform: Any, group: int, depth: int) -> Array:
+    """The weight that wint4's bytes and scales stand for, by its description: two codes a byte, the lower
+    input first, each code + 8."""
+    stored = platform.to_host(packed.codes)
+    codes = np.stack([stored & 15, stored >> 4], -1).reshape(len(stored), -1, group).astype(np.float64) - 8
+    scales = platform.to_host(packed.scales).astype(np.float64)
+    return (codes * scales[..., None]).reshape(len(stored), -1)[:, :depth]
+
+
+SHAPES = [(33, 64), (1, 1), (40, 100), (95, 257)]
+
+
+def random_linear(shape: tuple[int, int]) -> tuple[Array, Array, Array]:
     rng = np.random.default_rng(5)
     weight = (rng.standard_normal(shape) / shape[1] ** 0.5).astype(dt.bfloat16.numpy())
-    x, bias = rng.standard_normal((5, shape[1]), np.float32), rng.standard_normal(shape[0], np.float32)
-    group = config.get("group_size", 64) if name == "wint4" else 0
-    real = meant(weight, limit, group) if limit else weight.astype(np.float64)
-    run = linear(session, name, weight, **config)
+    return weight, rng.standard_normal((5, shape[1]), np.float32), rng.standard_normal(shape[0], np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["none", "wint8"])
+def test_method_multiplies_what_its_codes_mean(session: Session, shape: tuple[int, int], name: str) -> None:
+    """Bounds as those of `linear`: sums of K <= 257 float32 products and one rounding."""
+    weight, x, bias = random_linear(shape)
+    real = meant(weight) if name == "wint8" else weight.astype(np.float64)
+    run, _ = linear(session, name, weight)
     for shift in (None, bias):
         want = x.astype(np.float64) @ real.T + (0 if shift is None else shift)
         np.testing.assert_allclose(run(x, shift), want, rtol=1e-5, atol=2e-5)
     assert run(x[:0], bias).shape == (0, shape[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("group", [32, 64])
+def test_int4_multiplies_what_its_bytes_mean(session: Session, shape: tuple[int, int], group: int) -> None:
+    """And no group is further from its weights than under the scale absmax / 7."""
+    weight, x, bias = random_linear(shape)
+    run, packed = linear(session, "wint4", weight, group_size=group)
+    real = unpacked(packed, session.platform, group, shape[1])
+    want = x.astype(np.float64) @ real.T + bias
+    np.testing.assert_allclose(run(x, bias), want, rtol=1e-5, atol=2e-5)
+    wide = weight.astype(np.float64)
+    for start in range(0, shape[1], group):
+        part, mine = wide[:, start : start + group], real[:, start : start + group]
+        scale = np.abs(part).max(axis=1, keepdims=True) / 7
+        plain = np.rint(part / np.where(scale > 0, scale, 1)) * scale
+        errors = [np.square(part - other).sum(axis=1) for other in (mine, plain)]
+        assert (errors[0] <= errors[1] * (1 + 1e-5) + 1e-12).all()
 
 
 def test_int4_takes_half_a_byte(session: Session) -> None:
