@@ -90,7 +90,7 @@ def model_context(config: EngineConfig, session: Session, parsed: ModelConfig) -
         device=session.device,
         ops=session.ops,
         dtype=dtype,
-        cache_dtype=cache_dtype(config, dtype),
+        cache_dtype=cache_dtype(config, dtype, wanted.kv_cache),
         block_size=config.block_size,
         max_num_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
@@ -110,8 +110,10 @@ def refuse_dtype(session: Session, dtype: DType) -> None:
         raise UnsupportedOpError(str(verdict), verdict)
 
 
-def cache_dtype(config: EngineConfig, dtype: DType) -> DType:
-    return dtype if config.kv_cache_dtype == "auto" else dt.dtype(config.kv_cache_dtype)
+def cache_dtype(config: EngineConfig, dtype: DType, quantised: str = "") -> DType:
+    """The user's choice, else what the quantisation says, else the weights' type."""
+    named = quantised if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    return dt.dtype(named) if named else dtype
 
 
 def plan_memory(config: EngineConfig, session: Session, model: CausalLM) -> tuple[int, int]:

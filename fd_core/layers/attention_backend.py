@@ -14,9 +14,10 @@ from fd_core.api.attention import (
     KVWrite,
 )
 from fd_core.api.device import DeviceInfo
-from fd_core.api.dtype import FLOATS, float32
+from fd_core.api.dtype import FLOATS, float32, int8
 from fd_core.api.tensor import Tensor
 from fd_core.api.verdict import ReasonCode, Verdict
+from fd_core.ops.kv_cache.reshape_and_cache_flash import SCALE_BYTES
 
 _MAX_HEAD_DIM = 512
 _FLOAT_NAMES = " | ".join(map(str, FLOATS))
@@ -35,7 +36,7 @@ def _verdicts(name: str, spec: AttentionSpec) -> Iterator[Verdict]:
         yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window)
     if spec.dtype not in FLOATS:
         yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", _FLOAT_NAMES, spec.dtype)
-    wanted = FLOATS if spec.dtype == float32 else (spec.dtype,)
+    wanted = (*(FLOATS if spec.dtype == float32 else (spec.dtype,)), int8)
     if spec.cache_dtype not in wanted:
         fix = f"use a cache of {spec.dtype}"
         want = " | ".join(map(str, wanted))
@@ -46,7 +47,8 @@ class PagedAttention(AttentionBackend):
     """`reshape_and_cache_flash`, then `paged_attention`.
 
     Pools are head-major, [blocks, kv_heads, block_size, head_dim]: what one key head reads of a block
-    is contiguous. The ops see them as [blocks, block_size, kv_heads, head_dim].
+    is contiguous. The ops see them as [blocks, block_size, kv_heads, head_dim]. A row of an int8 cache
+    is followed by its scale.
     """
 
     name: ClassVar[str] = "PAGED_ATTN"
@@ -56,6 +58,7 @@ class PagedAttention(AttentionBackend):
         super().__init__(spec, device, ops)
         self._write = ops.reshape_and_cache_flash
         self._attend = ops.paged_attention
+        self._mode = "int8" if spec.cache_dtype == int8 else "auto"
         self._options = (float(spec.scale), spec.window or 0, float(spec.soft_cap or 0.0))
         self._views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
@@ -66,8 +69,9 @@ class PagedAttention(AttentionBackend):
 
     @classmethod
     def kv_layout(cls, spec: AttentionSpec) -> KVLayout:
-        shape = (spec.num_kv_heads, spec.block_size, spec.head_dim)
-        elements = spec.num_kv_heads * spec.block_size * spec.head_dim
+        row = spec.head_dim + (SCALE_BYTES if spec.cache_dtype == int8 else 0)
+        shape = (spec.num_kv_heads, spec.block_size, row)
+        elements = spec.num_kv_heads * spec.block_size * row
         return KVLayout(shape, 0, spec.cache_dtype, 2 * elements * spec.cache_dtype.itemsize)
 
     def plan(self, batch: AttentionBatch) -> AttentionBatch:
@@ -86,10 +90,12 @@ class PagedAttention(AttentionBackend):
         sinks: Tensor | None = None,
     ) -> None:
         keys, values = self._logical(cache)
-        self._write(k, v, keys, values, plan.slot_mapping, None, None, "auto")
+        self._write(k, v, keys, values, plan.slot_mapping, None, None, self._mode)
         self.attend(plan, q, cache, out, sinks=sinks)
 
-    def destination(self, plan: AttentionBatch, cache: KVCache) -> KVWrite:
+    def destination(self, plan: AttentionBatch, cache: KVCache) -> KVWrite | None:
+        if self.spec.cache_dtype == int8:
+            return None  # to be quantised on the way
         return KVWrite(*self._logical(cache), plan.slot_mapping)
 
     def attend(

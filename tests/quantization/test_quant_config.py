@@ -149,3 +149,33 @@ def test_a_device_without_the_method_says_so() -> None:
     only = QuantChooser(QuantConfig("wint8", skip=("x",)), {"wint8": Wint8}, DEVICE, PLATFORM, None)
     with pytest.raises(QuantError, match="want one of wint8; have 'none'"):
         only(spec("x"))
+
+
+def test_mixed_methods() -> None:
+    """Dense layers, experts and the cache each by their own; a missing type is none."""
+    text = '{"quantization": "mix_quant", "dense_quant_type": "wint8", "kv_cache_quant_type": "int8"}'
+    config = parse_quantization(None, text, KNOWN)
+    assert (config.name, config.experts, config.kv_cache) == ("wint8", "none", "int8")
+    assert config.name_for("model.layers.1.mlp.down_proj") == "wint8"
+    nothing = parse_quantization(None, '{"quantization": "mix_quant"}', KNOWN)
+    assert nothing.name_for("model.layers.1.mlp.down_proj") == "none"
+    with pytest.raises(QuantError, match="have 'w9'"):
+        parse_quantization(None, '{"quantization": "mix_quant", "dense_quant_type": "w9"}', KNOWN)
+
+
+def test_single_layers_have_methods_of_their_own() -> None:
+    text = '{"quantization": "wint8", "layers": {"down_proj": "none", "model.layers.0": "block_wise_fp8"}}'
+    config = parse_quantization(None, text, KNOWN)
+    assert config.name_for("model.layers.0.mlp.down_proj") == "none"
+    assert config.name_for("model.layers.0.mlp.gate_proj") == "block_wise_fp8"
+    assert config.name_for("model.layers.1.mlp.gate_proj") == "wint8"
+    with pytest.raises(QuantError, match=r"want \{pattern: method\} under layers; have \['x'\]"):
+        parse_quantization(None, '{"quantization": "wint8", "layers": ["x"]}', KNOWN)
+
+
+def test_int4_leaves_the_head_at_int8() -> None:
+    known = ("wint4", "wint8", "w4a8", "w8a8", "none")
+    for name, head in (("wint4", "wint8"), ("w4a8", "w8a8")):
+        assert parse_quantization(None, name, known).name_for("lm_head") == head
+    own = parse_quantization(None, '{"quantization": "wint4", "lm_head": "wint4"}', known)
+    assert own.name_for("lm_head") == "wint4"

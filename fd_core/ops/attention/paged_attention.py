@@ -10,6 +10,7 @@ import numpy as np
 
 from fd_core.api.dtype import FLOATS
 from fd_core.ops.checks import DataError
+from fd_core.ops.kv_cache.reshape_and_cache_flash import int8_floats, int8_rows
 from fd_core.ops.schema import Array, Case, In, OptIn, Out, Tolerance, op
 
 TOLERANCE = Tolerance(
@@ -35,6 +36,7 @@ def random_inputs(
     soft_cap: float = 0.0,
     sinks: bool = False,
     cache_dtype: np.dtype[Any] | None = None,
+    int8_cache: bool = False,
 ) -> dict[str, Any]:
     """Inputs of a step: sequence s brings queries[s] tokens behind past[s] cached ones.
 
@@ -51,7 +53,7 @@ def random_inputs(
         at = np.arange(n)
         rows = rng.standard_normal((2, n, heads[1], dim))
         pool[:, table[s, at // block_size], at % block_size] = rows
-    key_cache, value_cache = pool.astype(cache_dtype or dtype)
+    key_cache, value_cache = int8_rows(pool) if int8_cache else pool.astype(cache_dtype or dtype)
     return {
         "q": rng.standard_normal((sum(queries), heads[0], dim)).astype(dtype),
         "key_cache": key_cache,
@@ -92,6 +94,8 @@ CASES = [
     _case("sinks", [6, 1], [0, 270], sinks=True, window=128),
     _case("soft-cap", [6, 1], [0, 270], soft_cap=5.0),
     _case("group-7", [4, 1], [20, 100], heads=(7, 1), dim=128),
+    _case("int8-cache", [1, 0, 5, 33], [600, 7, 250, 0], heads=(6, 2), dim=40, int8_cache=True),
+    _case("int8-decode", [1, 1], [40, 511], dim=128, int8_cache=True),
     _case("decode-4096", [1], [4095], bench=True, **_LARGE),
     _case("prefill-512", [512], [0], bench=True, **_LARGE),
 ]
@@ -129,6 +133,10 @@ def _attend(q: Array, k: Array, v: Array, seen: Array, sinks: Array | None, cap:
     return result
 
 
+def _floats(rows: Array) -> Array:
+    return (int8_floats(rows) if rows.dtype == np.int8 else rows).astype(np.float64)
+
+
 @op(
     family="attention",
     infer=lambda q, **_: [q],
@@ -152,7 +160,8 @@ def paged_attention(
 
     q, out [tokens, heads, dim] float32 | bfloat16 | float16, dim a multiple of 8 up to 512, last
     stride 1, others free. key_cache, value_cache: logical [blocks, block_size, kv_heads, dim] float32 |
-    bfloat16 | float16, whatever the memory order (last stride 1); heads is a multiple of kv_heads and
+    bfloat16 | float16, whatever the memory order (last stride 1), or int8 [..., dim + 4] as
+    reshape_and_cache_flash writes it: codes, then their scale; heads is a multiple of kv_heads and
     query head h reads key head h // (heads / kv_heads). cu_seqlens_q [sequences + 1] int32: exclusive
     prefix sum of queries; rows of out behind its last entry stay as they are. seq_lens [sequences]
     int32: keys visible to a sequence's last query, this step's included. block_table [sequences,
@@ -170,7 +179,7 @@ def paged_attention(
     Sources: Kwon et al. 2023 (paging), Dao et al. 2022 (online softmax); specification
     ops-attention-kv §4. The oracle works in float64.
     """
-    blocks, block_size, kv_heads, dim = key_cache.shape
+    (blocks, block_size, kv_heads, _), dim = key_cache.shape, q.shape[2]
     _check(cu_seqlens_q, seq_lens, block_table, blocks, block_size, window)
     for s, (begin, end) in enumerate(pairwise(cu_seqlens_q)):
         if begin == end:
@@ -181,6 +190,6 @@ def paged_attention(
         if window:
             seen &= keys > positions[:, None] - window
         where = block_table[s, keys // block_size], keys % block_size
-        k, v = (cache[where].astype(np.float64) for cache in (key_cache, value_cache))
+        k, v = (_floats(cache[where]) for cache in (key_cache, value_cache))
         rows = q[begin:end].astype(np.float64).reshape(end - begin, kv_heads, -1, dim) * scale
         out[begin:end] = _attend(rows, k, v, seen, sinks, soft_cap).reshape(out[begin:end].shape)

@@ -101,6 +101,7 @@ void run(const Call& call, Pool<T> key, Pool<T> value) {
 template void run(const Call&, Pool<float>, Pool<float>);
 template void run(const Call&, Pool<bf16>, Pool<bf16>);
 template void run(const Call&, Pool<f16>, Pool<f16>);
+template void run(const Call&, Pool<q8>, Pool<q8>);
 
 }  // namespace attn
 }  // namespace fd

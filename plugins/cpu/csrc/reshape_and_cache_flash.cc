@@ -1,6 +1,7 @@
 #include "fd/check.h"
 #include "fd/fp8.h"
 #include "fd/parallel.h"
+#include "fd/quantise.h"
 
 namespace fd {
 namespace {
@@ -87,20 +88,55 @@ void quantize(const Side& side, const int64_t* slots) {
   });
 }
 
-void check_cache(const Side& side, const Tensor& key_cache) {
+// dim int8 codes and the float32 scale of a head's row, side by side.
+template <typename T>
+void quantize_int8(const Side& side, const int64_t* slots) {
+  const int64_t dim = side.from.size(2);
+  const T* src = side.from.data<T>();
+  int8_t* dst = side.to.data<int8_t>();
+  for_tokens(side, slots, [&](int64_t from, int64_t slot, int64_t h) {
+    const Scale scale(absmax(src + from, dim), 127.0f);
+    int8_t* out = dst + side.to_offset(slot, h);
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const int n = static_cast<int>(dim - d < kLanes ? dim - d : kLanes);
+      const vi codes = codes16(load_tail(src + from + d, n), scale.of_floats, -127, 127);
+      const vb narrow = __builtin_convertvector(codes, vb);
+      std::memcpy(out + d, &narrow, n);
+    }
+    std::memcpy(out + dim, &scale.of_codes, sizeof(float));
+  });
+}
+
+// What becomes of the rows.
+enum class Mode { kCopy, kFp8, kInt8 };
+
+Mode mode_of(std::string_view name) {
+  if (name == "fp8_e4m3") return Mode::kFp8;
+  if (name == "int8") return Mode::kInt8;
+  if (name != "auto" && !name.empty())
+    fail("ValueError", kOp, ".kv_cache_dtype: want \"auto\", \"int8\" or \"fp8_e4m3\", have \"",
+         name, "\"");
+  return Mode::kCopy;
+}
+
+void check_cache(const Side& side, const Tensor& key_cache, int64_t tail) {
   Check{kOp, side.to_name, side.to}.rank(4).inner_contiguous();
   Check{kOp, side.to_name, side.to}.same_shape(key_cache).same_dtype(key_cache);
-  Check{kOp, side.to_name, side.to}.dim(2, side.from.size(1)).dim(3, side.from.size(2));
+  Check{kOp, side.to_name, side.to}.dim(2, side.from.size(1)).dim(3, side.from.size(2) + tail);
   if (side.from.size(2) % 8 != 0)
     fail("ValueError", kOp, ".", side.from_name,
          ": want a head dimension that is a multiple of 8, have ", side.from.size(2));
 }
 
-void check_side(const Side& side, const Tensor& key, const Tensor& key_cache, bool fp8) {
+void check_side(const Side& side, const Tensor& key, const Tensor& key_cache, Mode mode) {
   Check{kOp, side.from_name, side.from}.rank(3).same_shape(key).same_dtype(key).inner_contiguous();
-  check_cache(side, key_cache);
+  check_cache(side, key_cache, mode == Mode::kInt8 ? sizeof(float) : 0);
   const char* scale_name = side.from_name[0] == 'k' ? "k_scale" : "v_scale";
-  if (!fp8) {
+  if (mode == Mode::kInt8) {
+    Check{kOp, side.to_name, side.to}.dtype<int8_t>("int8");
+    return;
+  }
+  if (mode == Mode::kCopy) {
     const bool rounds = is<float>(side.from) && (is<bf16>(side.to) || is<f16>(side.to));
     if (!rounds) Check{kOp, side.to_name, side.to}.same_dtype(side.from);
     return;
@@ -125,9 +161,10 @@ void check_slots(const Tensor& slot_mapping, int64_t tokens, int64_t slots) {
            slot[t]);
 }
 
-void write_side(const Side& side, const int64_t* slots, bool fp8) {
+void write_side(const Side& side, const int64_t* slots, Mode mode) {
   dispatch_float(kOp, side.from_name, side.from, [&](auto tag) {
-    if (fp8) return quantize<decltype(tag)>(side, slots);
+    if (mode == Mode::kFp8) return quantize<decltype(tag)>(side, slots);
+    if (mode == Mode::kInt8) return quantize_int8<decltype(tag)>(side, slots);
     if (side.from.dtype().bits == side.to.dtype().bits) return copy_bits(side, slots);
     if (is<bf16>(side.to)) return round_to<bf16>(side, slots);
     round_to<f16>(side, slots);
@@ -139,16 +176,13 @@ void write_side(const Side& side, const int64_t* slots, bool fp8) {
 void reshape_and_cache_flash(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache,
                              Tensor slot_mapping, OptTensor k_scale, OptTensor v_scale,
                              std::string_view kv_cache_dtype) {
-  const bool fp8 = kv_cache_dtype == "fp8_e4m3";
-  if (!fp8 && kv_cache_dtype != "auto" && !kv_cache_dtype.empty())
-    fail("ValueError", kOp, ".kv_cache_dtype: want \"auto\" or \"fp8_e4m3\", have \"",
-         kv_cache_dtype, "\"");
+  const Mode mode = mode_of(kv_cache_dtype);
   dispatch_float(kOp, "key", key, [](auto) {});
   const Side sides[2] = {{"key", "key_cache", key, key_cache, k_scale},
                          {"value", "value_cache", value, value_cache, v_scale}};
-  for (const Side& side : sides) check_side(side, key, key_cache, fp8);
+  for (const Side& side : sides) check_side(side, key, key_cache, mode);
   check_slots(slot_mapping, key.size(0), sides[0].slots());
-  for (const Side& side : sides) write_side(side, slot_mapping.data<int64_t>(), fp8);
+  for (const Side& side : sides) write_side(side, slot_mapping.data<int64_t>(), mode);
 }
 
 FD_EXPORT(reshape_and_cache_flash)

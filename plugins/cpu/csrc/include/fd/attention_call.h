@@ -24,6 +24,12 @@ struct Call {
   int64_t padded() const { return (dim + kLanes - 1) / kLanes * kLanes; }
 };
 
+// A code of a quantised row: dim of them, then the row's scale, float32.
+struct q8 {
+  int8_t code;
+};
+constexpr int64_t kScaleBytes = sizeof(float);
+
 // One layer's keys or values: logical [blocks, block_size, kv_heads, dim], strides in elements.
 template <typename T>
 struct Pool {
@@ -31,7 +37,7 @@ struct Pool {
   int64_t block, slot, head;
 };
 
-// The kernel: defined once, for T = float, bf16 and f16. Everything has been checked before.
+// The kernel: defined once, for T = float, bf16, f16 and q8. Everything has been checked before.
 template <typename T>
 void run(const Call& call, Pool<T> key, Pool<T> value);
 

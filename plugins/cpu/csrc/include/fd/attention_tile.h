@@ -4,6 +4,7 @@
 // q.k adds sixteen lanes over the head dimension in ascending chunks, then the tree of sum16; p.v
 // adds keys in ascending order. Tile shapes only choose which sums are in flight together.
 #pragma once
+#include "fd/attention_call.h"
 #include "fd/gemm.h"
 
 namespace fd {
@@ -25,6 +26,11 @@ inline vw load_part(const bf16* p) {
   return reinterpret_cast<vw>(__builtin_convertvector(load_as<vhw>(p), gemm::vwu) << 16);
 }
 inline vw load_part(const f16* p) { return gemm::load_half(p); }
+// Codes as they are: the scale of the row is the caller's business.
+inline vw load_part(const q8* p) {
+  typedef int8_t vbw __attribute__((vector_size(kWidth)));
+  return __builtin_convertvector(load_as<vbw>(p), vw);
+}
 inline void store_part(float* p, vw v) { std::memcpy(p, &v, sizeof v); }
 
 #if defined(__AVX512F__)
