@@ -78,7 +78,7 @@ def test_fused_draw_is_the_oracle_of_the_devices_probabilities(
     (two,) = call(session, "sample_top_k_top_p", ids, probs, *f.values())
     (one,) = call(session, "sample_from_logits", ids, logits, temperature, *f.values())
     assert one.tolist() == two.tolist()
-    checked = range(min(rows, 8))
+    checked = range(min(rows, 4))
     assert [int(one[r]) for r in checked] == [drawn(probs, r, f) for r in checked]
 
 

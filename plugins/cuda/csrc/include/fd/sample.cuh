@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kSelectThreads) sample_rows(PartsJob job, Draw
   if constexpr (Softmax) {
     const float factor = 1.f / total.sum;
     const MassRow<AsLogit> masses{job.rows, row, maxima, groups, {total.max, scale, factor},
-                                  factor};
+                                  factor,   team};
     if (one_hot(temperature) || fabsf(total.max) == INFINITY)
       id = total.hot == 0x7fffffff ? 0 : total.hot;
     else
