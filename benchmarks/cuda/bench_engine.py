@@ -23,6 +23,7 @@ from fd_core.engine.build import build_engine
 from fd_core.engine.config import EngineConfig
 from fd_core.engine.engine import Engine
 from fd_core.engine.request import EngineRequest, SamplingParams
+from fd_core.engine.sequence import Sequence
 
 LLAMA3_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -70,21 +71,29 @@ class Ours:
 
     def decode(self, batch: int, context: int, steps: int) -> float:
         """Seconds for `steps` tokens of each of `batch` sequences."""
-        rng = np.random.default_rng(context)
-        for _ in range(batch):
-            self._add(rng.integers(10, 30000, context).tolist(), steps + 8)
-        seqs = [seq for group in self.engine.requests.values() for seq in group]
-        while min(seq.num_generated for seq in seqs) < 2:
-            self.engine.step()
+        seqs = self.fill(batch, context, steps + 8)
         done = sum(seq.num_generated for seq in seqs)
         started = time.perf_counter()
         while min(seq.num_generated for seq in seqs) < steps:
             self.engine.step()
         seconds = time.perf_counter() - started
         made = sum(seq.num_generated for seq in seqs) - done
+        self.drain()
+        return seconds * steps * batch / made
+
+    def fill(self, batch: int, context: int, tokens: int) -> list[Sequence]:
+        """Sequences that have their first two tokens and will make `tokens`."""
+        rng = np.random.default_rng(context)
+        for _ in range(batch):
+            self._add(rng.integers(10, 30000, context).tolist(), tokens)
+        seqs = [seq for group in self.engine.requests.values() for seq in group]
+        while min(seq.num_generated for seq in seqs) < 2:
+            self.engine.step()
+        return seqs
+
+    def drain(self) -> None:
         while self.engine.has_work:
             self.engine.step()
-        return seconds * steps * batch / made
 
     def _add(self, ids: list[int], max_tokens: int) -> None:
         self.count += 1
