@@ -21,6 +21,7 @@ from fd_core.api.dtype import dtype
 from fd_core.api.kernel import OpSpec, Param, ParamKind
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.compat.fastdeploy.overload import Operator
+from fd_core.host.dispatch import GuardedOp
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.session import current_session
 from fd_core.ops.call import PublicOp, attribute, bind, infer_specs, public_op
@@ -85,8 +86,10 @@ def _meta(spec: OpSpec, name: str, value: Any) -> TensorSpec:
 
 
 def _check_types(spec: OpSpec, metas: Mapping[str, TensorSpec]) -> None:
-    """What the kernel's record refuses whatever the data; other kernels choose at run time."""
+    """What the only kernel's record refuses; where there are several, the choice is made at run time."""
     op = getattr(current_session().ops, spec.name)
+    if isinstance(op, GuardedOp):
+        return
     verdict = op.kernel.requires.check_dtypes(spec.name, {name: meta.dtype for name, meta in metas.items()})
     if not verdict.ok:
         raise UnsupportedOpError(f"op {spec.name!r} in a graph: {verdict}", verdict)
