@@ -66,14 +66,14 @@ class Layout:
             self.device[name] = twin.on_device(at, shape, kind)
             at += aligned(prod(shape) * kind.itemsize)
         self.nbytes = at - first
-        self._sent: dict[int, Tensor] = {}
+        self._sent: dict[tuple[int, int], Tensor] = {}
 
     def send(self, first: int, end: int) -> None:
         """Make bytes [first, end) visible to the device, by one copy."""
         if not self.twin.shared:
-            part = self._sent.get(end)
+            part = self._sent.get((first, end))
             if part is None:
-                part = self._sent[end] = self.twin.on_device(first, (end - first,), uint8)
+                part = self._sent[first, end] = self.twin.on_device(first, (end - first,), uint8)
             self.twin.transit.send(part, self.twin.host[first:end])
 
 
@@ -103,6 +103,12 @@ class Pack:
         """Send what `layout` covers, or only what lies before the array `before`."""
         end = layout.starts[before] if before else self.first + layout.nbytes
         layout.send(self.first, end)
+
+    def send_row(self, layout: Layout, name: str, row: int) -> None:
+        """Send one row of one array."""
+        nbytes = layout.host[name][row].nbytes
+        start = layout.starts[name] + row * nbytes
+        layout.send(start, start + nbytes)
 
 
 class TwinBuffer:

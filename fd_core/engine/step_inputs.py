@@ -22,14 +22,14 @@ Array = np.ndarray[Any, Any]
 class Slots:
     """Host state that outlives a step: one row per running sequence, found by `Sequence.slot`.
 
-    Rows are written when something changed (a token, a block), never rebuilt. `version` names the
-    contents of `block_table`.
+    Rows are written when something changed (a token, a block), never rebuilt. `touched`: slots whose
+    blocks have changed since somebody cleared it.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, max_blocks: int) -> None:
         self.token_ids = np.zeros((max_num_seqs, max_model_len), np.int32)
         self.block_table = np.full((max_num_seqs, max_blocks), -1, np.int32)
-        self.version = 0
+        self.touched: set[int] = set()
         self._num_blocks = [0] * max_num_seqs
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
@@ -43,7 +43,7 @@ class Slots:
         if known < len(seq.blocks):
             self.block_table[seq.slot, known : len(seq.blocks)] = seq.blocks[known:]
             self._num_blocks[seq.slot] = len(seq.blocks)
-            self.version += 1
+            self.touched.add(seq.slot)
 
     def append(self, seq: Sequence, token: int) -> None:
         """The token that has been appended, where `seq` has a slot (`sync` writes what others gained)."""
@@ -54,7 +54,7 @@ class Slots:
         """Idempotent; the row's stale blocks are wiped so that a bug cannot read them."""
         if seq.slot >= 0:
             self.block_table[seq.slot] = -1
-            self.version += 1
+            self.touched.add(seq.slot)
             self._free.append(seq.slot)
             seq.slot = -1
 
@@ -105,7 +105,7 @@ class InputBuilder:
         self._ids: Buffer | None = None
         if lookahead:
             self._ids = Buffer.empty(transit.platform, (max_tokens,), int64)
-        self._sent_table: tuple[Layout, bytes, int] | None = None
+        self._sent_table: tuple[Layout, bytes] | None = None  # shape and index map of the last step
 
     def build(self, items: list[Scheduled], pad_to: int = 0) -> StepInputs:
         """Rows in the order of `items`. `pad_to`: for a step of one token each, the rows to fill up to
@@ -179,17 +179,28 @@ class InputBuilder:
         return view if len(wanted) == view.shape[0] else view.slice(0, len(wanted))
 
     def _send(self, layout: Layout, rows: Array) -> None:
-        """The block table lies last and goes along only when it differs from what was sent."""
-        table = (layout, rows.tobytes(), self.slots.version)
-        if table == self._sent_table:
-            self._pack.send(layout, before="block_table")
-            return
+        """The block table lies last and goes along only as far as it differs from what was sent."""
+        touched, table = self._touched(layout, rows), layout.host["block_table"]
         self._sent_table = None
-        host = layout.host["block_table"]
-        host[: len(rows)] = self.slots.block_table[rows, : host.shape[1]]
-        host[len(rows) :] = -1
-        self._pack.send(layout)
-        self._sent_table = table
+        if touched is None or (touched and table.nbytes <= _SMALL_TABLE):
+            table[: len(rows)] = self.slots.block_table[rows, : table.shape[1]]
+            table[len(rows) :] = -1
+            self._pack.send(layout)
+        else:
+            self._pack.send(layout, before="block_table")
+            for row in touched:
+                table[row] = self.slots.block_table[rows[row], : table.shape[1]]
+                self._pack.send_row(layout, "block_table", row)
+        self._sent_table = (layout, rows.tobytes())
+        self.slots.touched.clear()
+
+    def _touched(self, layout: Layout, rows: Array) -> list[int] | None:
+        """Rows whose blocks have changed since the last step, if it held the same sequences; else None."""
+        if self._sent_table is None or self._sent_table != (layout, rows.tobytes()):
+            return None
+        touched = self.slots.touched
+        changed = [i for i, slot in enumerate(rows.tolist()) if slot in touched] if touched else []
+        return changed if len(changed) <= _FEW_ROWS else None
 
     def _inputs(self, layout: Layout, wanted: Tensor, max_query: int, longest: int) -> StepInputs:
         device = layout.device
@@ -212,6 +223,10 @@ class InputBuilder:
 
 
 _COUNT = np.arange(1024, dtype=np.int32)
+
+#: A larger block table, bytes, is sent row by row while few rows change: each copy costs microseconds.
+_SMALL_TABLE = 1 << 16
+_FEW_ROWS = 8
 
 
 def _fields(tokens: int, rows: int, width: int) -> list[Field]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fd_core.engine import step_inputs
+from fd_core.engine.buffers import Pack
 from fd_core.engine.build import BuiltEngine
 from fd_core.engine.engine import Engine
 from fd_core.engine.request import EngineOutput, EngineRequest, FinishReason, SamplingParams
@@ -115,6 +117,28 @@ def test_batches_and_chunks_change_no_bit(make: Build, alone: Result, budget: in
     built = make(max_num_batched_tokens=budget, enable_graphs=graphs)
     assert run_together(built, wishes()) == alone
     assert_idle(built.engine)
+
+
+@pytest.mark.parametrize("few", [1, 8])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_block_tables_sent_row_by_row_change_no_bit(
+    make: Build, alone: Result, monkeypatch: Any, graphs: bool, few: int
+) -> None:
+    """As large tables are, while few rows change."""
+    monkeypatch.setattr(step_inputs, "_SMALL_TABLE", 0)
+    monkeypatch.setattr(step_inputs, "_FEW_ROWS", few)
+    built = tight(make, enable_graphs=graphs)
+    sent: list[int] = []
+    send_row = Pack.send_row
+
+    def counted(pack: Pack, layout: Any, name: str, row: int) -> None:
+        sent.append(row)
+        send_row(pack, layout, name, row)
+
+    monkeypatch.setattr(Pack, "send_row", counted)
+    assert run_together(built, wishes()) == alone
+    assert run_together(built, wishes()) == alone
+    assert len(sent) >= few
 
 
 def test_prefix_hits_change_no_bit(make: Build, alone: Result) -> None:
