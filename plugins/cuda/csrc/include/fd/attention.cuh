@@ -43,12 +43,6 @@ __device__ __forceinline__ int64_t attention_block(const AttentionArgs& a, int s
   return min(id, static_cast<unsigned>(a.blocks - 1));
 }
 
-// A product's logit in base 2, so that exp2 gives the weight.
-__device__ __forceinline__ float attention_logit(const AttentionArgs& a, float product) {
-  const float x = product * a.scale;
-  return (a.soft_cap > 0.f ? a.soft_cap * tanhf(x / a.soft_cap) : x) * kLog2e;
-}
-
 // Whether logits are anything but products times a positive number: where they are that, the
 // maximum of the products is the maximum's product.
 __device__ __forceinline__ bool attention_bent(const AttentionArgs& a) {
@@ -62,6 +56,16 @@ __device__ __forceinline__ float attention_exp2(float x) {
   return y;
 }
 
+// A product's logit in base 2, so that exp2 gives the weight; cap * tanh(y) as 1 - 2 / (e^2y + 1),
+// off by a few 1e-7 of the cap at most.
+__device__ __forceinline__ float attention_capped(const AttentionArgs& a, float product) {
+  const float y = attention_exp2(__fdividef(product * (2.f * kLog2e * a.scale), a.soft_cap));
+  return a.soft_cap * kLog2e * (1.f - __fdividef(2.f, y + 1.f));
+}
+__device__ __forceinline__ float attention_logit(const AttentionArgs& a, float product) {
+  return a.soft_cap > 0.f ? attention_capped(a, product) : product * (a.scale * kLog2e);
+}
+
 // What scales a row's old sums when its maximum rises; rows that have seen no key stay at zero.
 __device__ __forceinline__ float attention_rescale(float before, float now) {
   return now == -INFINITY ? 1.f : attention_exp2(before - now);
@@ -73,7 +77,7 @@ __device__ __forceinline__ float attention_scale(const AttentionArgs& a, int hea
   const float sink = a.sinks != nullptr ? a.sinks[head] * kLog2e : -INFINITY;
   const float high = fmaxf(top, sink), old = attention_rescale(top, high);
   total = total * old + (a.sinks != nullptr ? attention_exp2(sink - high) : 0.f);
-  return total == 0.f ? 0.f : old / total;
+  return total == 0.f ? 0.f : __fdividef(old, total);
 }
 
 }  // namespace fd

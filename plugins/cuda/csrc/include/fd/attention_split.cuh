@@ -8,7 +8,7 @@ namespace fd {
 
 constexpr int kSplitWarps = 4, kSplitThreads = kSplitWarps * kWarp;
 constexpr int kSplitTile = 16;        // keys of one warp step
-constexpr int kSplitLargest = 4096;   // keys of the largest chunk, while chunks are few enough
+constexpr int kSplitLargest = 8192;   // keys of the largest chunk, while chunks are few enough
 constexpr int kSplitMaxChunks = 128;  // of a sequence
 
 // Scratch and limits of a launch. partial: [slots][rows][D] float; stats: [slots][rows][2].
@@ -21,61 +21,76 @@ struct SplitWork {
 
 // One block's unit of work: `rows` query rows of a key head against the keys of one chunk.
 struct SplitItem {
-  int sequence, head, first_row, rows;
-  int begin, end;       // keys
-  int chunk, chunks;    // which of the sequence's chunks, how many there are
-  int slot, step;       // slots of the chunks of these rows: slot + i * step
-  int queries, length;  // of the sequence
+  int sequence, head, start, first_row, rows;  // start: of the sequence's query tokens
+  int begin, end;                              // keys
+  int chunk, chunks;                           // which of the sequence's chunks, how many there are
+  int slot, step;                              // slots of the chunks of these rows: slot + i * step
+  int queries, length;                         // of the sequence
 };
 
-struct SplitCut {
-  int first, size, chunks, tiles;  // first visible key, keys per chunk, chunks, row tiles
+// A sequence as the plan finds it, in shared memory. `size`: keys of its chunks.
+struct SplitSequence {
+  int start, queries, length, size;  // start: of its query tokens
+
+  __device__ __forceinline__ int first(const AttentionArgs& a) const {
+    return attention_first(a, max(length - queries, 0));
+  }
+  __device__ __forceinline__ int first_chunk(const AttentionArgs& a) const {
+    return a.window > 0 ? first(a) / size : 0;
+  }
 };
 
-template <int Rows>
-__device__ __forceinline__ SplitCut split_cut(const AttentionArgs& a, const SplitWork& w, int s,
-                                              int shift) {
-  const int queries = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s];
-  const int rows = queries * (a.heads / a.kv_heads);
-  if (queries <= 0 || rows > w.max_rows) return {0, 1, 0, 1};
-  const int length = a.seq_lens[s], first = attention_first(a, max(length - queries, 0));
-  int size = w.chunk << shift;
-  while ((length > int64_t{size} * w.wanted && size < kSplitLargest) ||
-         length > int64_t{size} * kSplitMaxChunks)
-    size *= 2;
-  const int chunks = max((length + size - 1) / size - first / size, 0);
-  return {first, size, chunks, (rows + Rows - 1) / Rows};
+struct SplitPlan {
+  int* prefix;  // items of the sequences before, by key head
+  SplitSequence* sequences;
+  int total;  // items
+};
+
+// Chunks are multiples of 64 keys, so that they start where most pages do.
+__device__ __forceinline__ int split_size(const SplitWork& w, int length, int shift) {
+  const int wanted = max(w.wanted, (length + kSplitLargest - 1) / kSplitLargest);
+  const int chunks = min(wanted, kSplitMaxChunks);
+  return max(w.chunk, ((length + chunks - 1) / chunks + 63) / 64 * 64) << shift;
 }
 
-// Items of all sequences; `shift` is the smallest that leaves them within the slots.
+// All sequences' items; chunks double until they fit into the slots.
 template <int Rows>
-__device__ __forceinline__ int split_plan(const AttentionArgs& a, const SplitWork& w, int* prefix,
-                                          int& shift) {
-  for (shift = 0;; ++shift) {
-    const int items = plan_prefix<kSplitThreads>(a.sequences, prefix, [&](int s) {
-      const SplitCut cut = split_cut<Rows>(a, w, s, shift);
-      return cut.chunks * cut.tiles;
+__device__ __forceinline__ void split_plan(const AttentionArgs& a, const SplitWork& w,
+                                           SplitPlan& plan) {
+  const int group = a.heads / a.kv_heads;
+  for (int shift = 0;; ++shift) {
+    const int items = plan_prefix<kSplitThreads>(a.sequences, plan.prefix, [&](int s) {
+      const int start = a.cu_seqlens_q[s], end = a.cu_seqlens_q[s + 1], length = a.seq_lens[s];
+      const SplitSequence one{start, end - start, length, split_size(w, length, shift)};
+      plan.sequences[s] = one;
+      const int rows = one.queries * group;
+      if (rows <= 0 || rows > w.max_rows) return 0;
+      const int chunks = max((length + one.size - 1) / one.size - one.first_chunk(a), 0);
+      return chunks * ((rows + Rows - 1) / Rows);
     });
-    if (items <= w.slots / a.kv_heads || shift == 20) return items * a.kv_heads;
+    plan.total = items * a.kv_heads;
+    if (items <= w.slots / a.kv_heads || shift == 16) return;
     __syncthreads();
   }
 }
 
 template <int Rows>
-__device__ __forceinline__ SplitItem split_item(const AttentionArgs& a, const SplitWork& w,
-                                                const int* prefix, int shift, int index) {
+__device__ __forceinline__ SplitItem split_item(const AttentionArgs& a, const SplitPlan& plan,
+                                                int index) {
   SplitItem it;
-  const int flat = index / a.kv_heads, s = plan_owner(prefix, a.sequences, flat);
-  it.head = index % a.kv_heads, it.sequence = s;
-  const SplitCut cut = split_cut<Rows>(a, w, s, shift);
-  const int local = flat - prefix[s], tile = local % cut.tiles;
-  it.chunk = local / cut.tiles, it.chunks = cut.chunks;
-  it.queries = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s], it.length = a.seq_lens[s];
-  const int from = (cut.first / cut.size + it.chunk) * cut.size;
-  it.begin = max(from, cut.first), it.end = min(from + cut.size, it.length);
-  it.first_row = tile * Rows;
-  it.rows = min(Rows, it.queries * (a.heads / a.kv_heads) - it.first_row);
-  it.step = cut.tiles * a.kv_heads, it.slot = (prefix[s] + tile) * a.kv_heads + it.head;
+  const int group = a.heads / a.kv_heads, flat = index / a.kv_heads;
+  const int s = plan_owner(plan.prefix, a.sequences, flat), first_item = plan.prefix[s];
+  const SplitSequence one = plan.sequences[s];
+  const int rows = one.queries * group, tiles = (rows + Rows - 1) / Rows;
+  const int items = plan.prefix[s + 1] - first_item;
+  const int local = flat - first_item, tile = tiles == 1 ? 0 : local % tiles;
+  it.head = index - flat * a.kv_heads, it.sequence = s, it.start = one.start;
+  it.chunk = tiles == 1 ? local : local / tiles, it.chunks = tiles == 1 ? items : items / tiles;
+  it.queries = one.queries, it.length = one.length;
+  const int from = (one.first_chunk(a) + it.chunk) * one.size;
+  it.begin = max(from, one.first(a)), it.end = min(from + one.size, one.length);
+  it.first_row = tile * Rows, it.rows = min(Rows, rows - it.first_row);
+  it.step = tiles * a.kv_heads, it.slot = (first_item + tile) * a.kv_heads + it.head;
   return it;
 }
 
@@ -85,35 +100,33 @@ __device__ __forceinline__ uint32_t split_place(int row, int pack) {
   return (row * (D / 8) + (pack ^ (row & 7))) * 16;
 }
 
-// Runs ahead of the arithmetic: the next tile to fetch, over items and across them.
+// Runs ahead of the arithmetic: the next tile to fetch, over items and across them. Starts before
+// the block's first item: `advance` enters it.
 template <typename T, int D, int Rows>
 struct SplitFetch {
-  int index, total, key, end, begin;  // item; next tile's first key, the chunk's bounds
-  int sequence, head, page;           // page: block of this lane's key in the next tile
+  int index, key, end, begin;  // item; next tile's first key, the chunk's bounds
+  int sequence, head, page;    // page: block of this lane's key in the next tile, -1: none
 
-  __device__ __forceinline__ void look_up(const AttentionArgs& a) {
-    const int at = key + threadIdx.x % kSplitTile;
-    page = index < total && at >= begin && at < end
-               ? static_cast<int>(attention_block(a, sequence, at / a.block_size))
-               : -1;
+  __device__ __forceinline__ void start() {
+    index = static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x), key = end = begin = 0;
+    page = -1;
   }
-  __device__ __forceinline__ void enter(const AttentionArgs& a, const SplitWork& w,
-                                        const int* prefix, int shift) {
-    for (; index < total; index += gridDim.x) {
-      const SplitItem it = split_item<Rows>(a, w, prefix, shift, index);
+  __device__ __forceinline__ bool there(const SplitPlan& plan) const {
+    return index >= 0 && index < plan.total;
+  }
+  __device__ __forceinline__ void advance(const AttentionArgs& a, const SplitPlan& plan) {
+    key += kSplitWarps * kSplitTile;
+    while (key >= end && index < plan.total) {  // short chunks leave some warps without a tile
+      index += gridDim.x;
+      if (index >= plan.total) break;
+      const SplitItem it = split_item<Rows>(a, plan, index);
       sequence = it.sequence, head = it.head, begin = it.begin, end = it.end;
       key = begin / kSplitTile * kSplitTile + threadIdx.x / kWarp * kSplitTile;
-      if (key < end) break;  // short chunks leave some warps without a tile
     }
-    look_up(a);
-  }
-  __device__ __forceinline__ void advance(const AttentionArgs& a, const SplitWork& w,
-                                          const int* prefix, int shift) {
-    if (index >= total) return;
-    key += kSplitWarps * kSplitTile;
-    if (key < end) return look_up(a);
-    index += gridDim.x;
-    enter(a, w, prefix, shift);
+    const int at = key + threadIdx.x % kSplitTile;
+    page = index < plan.total && at >= begin && at < end
+               ? static_cast<int>(attention_block(a, sequence, at / a.block_size))
+               : -1;
   }
   // Copies the tile's keys to `stage` and its values behind them; unseen rows become zero. Lanes 0
   // to 15 know where the keys are, lanes 16 to 31 the values.
@@ -121,7 +134,7 @@ struct SplitFetch {
     constexpr int kPacks = D / 8;
     const int lane = threadIdx.x % kWarp;
     const bool is_value = lane >= kSplitTile;
-    const int64_t slot = (key + lane % kSplitTile) % a.block_size;
+    const int slot = (key + lane % kSplitTile) % a.block_size;
     const int64_t mine = page < 0 ? -1
                                   : page * (is_value ? a.value_block : a.key_block) +
                                         slot * (is_value ? a.value_slot : a.key_slot) +
@@ -173,7 +186,7 @@ struct SplitState {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const int row = it.first_row + n * 8 + g;
-      const int64_t token = a.cu_seqlens_q[it.sequence] + row / group;
+      const int64_t token = it.start + row / group;
       const T* from = static_cast<const T*>(a.q) + token * a.q_token +
                       (it.head * group + row % group) * a.q_head;
 #pragma unroll
@@ -197,8 +210,17 @@ struct SplitState {
     }
   }
 
+  __device__ __forceinline__ void to_logits(const AttentionArgs& a, float (&s)[N][4]) const {
+    const bool capped = a.soft_cap > 0.f;
+    const float scale = a.scale * kLog2e;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] = capped ? attention_capped(a, s[n][i]) : s[n][i] * scale;
+  }
+
   // Logits to weights, in place; the old sums shrink where a maximum rises.
-  __device__ __forceinline__ void weigh(const AttentionArgs& a, int key, float (&s)[N][4]) {
+  __device__ __forceinline__ void weigh(int key, float (&s)[N][4]) {
     const int g = threadIdx.x % kWarp / 4;
     float old[N][2];
     bool same = true;
@@ -211,7 +233,7 @@ struct SplitState {
         for (int half = 0; half < 2; ++half) {
           const int at = key + g + 8 * half;
           const bool seen = at <= last[n][j] && at >= first[n][j];
-          s[n][2 * half + j] = seen ? attention_logit(a, s[n][2 * half + j]) : -INFINITY;
+          s[n][2 * half + j] = seen ? s[n][2 * half + j] : -INFINITY;
           high = fmaxf(high, s[n][2 * half + j]);
         }
 #pragma unroll
@@ -254,7 +276,8 @@ struct SplitState {
     const uint32_t keys = shared_address(stage);
     float s[N][4] = {};
     products(keys, s);
-    weigh(a, key, s);
+    to_logits(a, s);
+    weigh(key, s);
     add(keys + kSplitTile * D * 2, s);
   }
 };
