@@ -13,16 +13,19 @@ __global__ void __launch_bounds__(kRowThreads<V>)
   let_next_start();
   wait_for_inputs();
   x += blockIdx.x * x_step, residual += blockIdx.x * residual_step;
-  Pack<T> kept[V];
+  Pack<T> kept[V], other[V];
   float sum = 0.f;
   each_pack<T, V>(hidden, [&](int v, int64_t at) {
-    const Pack<T> a = load_pack(x + at), b = load_pack(residual + at);
+    kept[v] = load_pack(x + at), other[v] = load_pack(residual + at);
+  });
+  weights.load(hidden);
+  each_pack<T, V>(hidden, [&](int v, int64_t at) {
 #pragma unroll
-    for (int i = 0; i < kPack<T>; ++i) kept[v][i] = from_float<T>(to_float(a[i]) + to_float(b[i]));
+    for (int i = 0; i < kPack<T>; ++i)
+      kept[v][i] = from_float<T>(to_float(kept[v][i]) + to_float(other[v][i]));
     store_pack(residual + at, kept[v]);
     sum += sum_squares<T>(kept[v]);
   });
-  weights.load(hidden);
   const float scale = rms_scale(sum, hidden, eps, scratch);
   each_pack<T, V>(
       hidden, [&](int v, int64_t at) { store_pack(x + at, weights.times(kept[v], scale, v, at)); });

@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(kRowThreads<V>)
   x += blockIdx.x * x_step, out += blockIdx.x * out_step;
   Pack<T> kept[V];
   float sum = 0.f, squares = 0.f;
-  each_pack<T, V>(hidden, [&](int v, int64_t at) {
-    kept[v] = load_pack(x + at);
+  each_pack<T, V>(hidden, [&](int v, int64_t at) { kept[v] = load_pack(x + at); });
+  each_pack<T, V>(hidden, [&](int v, int64_t) {
 #pragma unroll
     for (int i = 0; i < kPack<T>; ++i) sum += to_float(kept[v][i]);
   });

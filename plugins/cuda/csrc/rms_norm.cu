@@ -2,9 +2,10 @@
 
 namespace fd {
 
-// One block a row, read once and kept in registers: V vectors of 16 bytes per thread.
+// One block a row, read once and kept in registers: V vectors of 16 bytes per thread, all of them
+// under way before the first is used.
 template <typename T, typename W, int V, bool Ahead>
-__global__ void __launch_bounds__(kRowThreads<V>)
+__global__ void __launch_bounds__(kRowThreads<V>, !Ahead && V == 2 ? 4 : 1)
     rms_norm_rows(const T* x, int64_t x_step, const W* weight, float eps, int64_t hidden, T* out,
                   int64_t out_step) {
   __shared__ float scratch[kWarp];
@@ -15,14 +16,14 @@ __global__ void __launch_bounds__(kRowThreads<V>)
   x += blockIdx.x * x_step, out += blockIdx.x * out_step;
   Pack<T> kept[V];
   float sum = 0.f;
-  each_pack<T, V>(hidden, [&](int v, int64_t at) {
-    kept[v] = load_pack(x + at);
-    sum += sum_squares<T>(kept[v]);
-  });
+  each_pack<T, V>(
+      hidden, [&](int v, int64_t at) { kept[v] = Ahead ? load_pack(x + at) : load_once(x + at); });
   weights.load(hidden);
+  each_pack<T, V>(hidden, [&](int v, int64_t) { sum += sum_squares<T>(kept[v]); });
   const float scale = rms_scale(sum, hidden, eps, scratch);
   each_pack<T, V>(hidden, [&](int v, int64_t at) {
-    store_pack(out + at, weights.times(kept[v], scale, v, at));
+    const Pack<T> y = weights.times(kept[v], scale, v, at);
+    Ahead ? store_pack(out + at, y) : store_once(out + at, y);
   });
 }
 

@@ -20,6 +20,17 @@ __device__ __forceinline__ void each_pack(int64_t width, F&& f) {
   }
 }
 
+// For rows that are too many to stay in the second-level cache until somebody reads them again.
+template <typename T>
+__device__ __forceinline__ Pack<T> load_once(const T* p) {
+  const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(p));
+  return *reinterpret_cast<const Pack<T>*>(&raw);
+}
+template <typename T>
+__device__ __forceinline__ void store_once(T* p, const Pack<T>& v) {
+  __stcs(reinterpret_cast<uint4*>(p), *reinterpret_cast<const uint4*>(&v));
+}
+
 template <typename T>
 __device__ __forceinline__ float sum_squares(const Pack<T>& v) {
   float sum = 0.f;

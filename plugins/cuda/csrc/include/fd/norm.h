@@ -42,7 +42,7 @@ RowShape row_shape(int64_t width, std::initializer_list<int64_t> steps,
   for (const void* pointer : pointers) fits = fits && aligned16(pointer);
   const int64_t packs = (width + kPack<T> - 1) / kPack<T>;
   if (!fits || packs > 4 * 1024) return {256, 0};
-  const int vectors = packs <= 256 ? 1 : packs <= 1024 ? 2 : 4;
+  const int vectors = packs <= 64 ? 1 : packs <= 1024 ? 2 : 4;
   const int64_t threads = (packs + vectors - 1) / vectors;
   return {static_cast<int>((threads + kWarp - 1) / kWarp * kWarp), vectors};
 }
