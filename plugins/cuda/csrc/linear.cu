@@ -28,10 +28,9 @@ template <typename T>
 void linear_half(const Launch& on, Tensor x, Tensor weight, const LinearSink& sink) {
   const T *from = x.data<T>(), *w = weight.data<T>();
   const int64_t w_step = weight.stride(0), columns = weight.size(0), depth = x.size(1);
-  if (x.size(0) > kStreamedRows)
-    return tensor_launch<T>(on, {from, w, x.stride(0), w_step, x.size(0), columns, depth}, sink);
   const PlainWeights<T, kPlainWindow> weights{w, w_step, depth, columns};
-  skinny_launch(on, weights, skinny_input<T>(x), sink);
+  if (x.size(0) <= kStreamedRows && skinny_launch(on, weights, skinny_input<T>(x), sink)) return;
+  tensor_launch<T>(on, {from, w, x.stride(0), w_step, x.size(0), columns, depth}, sink);
 }
 
 lt::Type library_type(const Tensor& t) {
@@ -43,6 +42,7 @@ constexpr int64_t kLibraryRows = kSkinnyRows + 1, kLibraryProductsFloat = int64_
 // Whether the library has run it: equal types of x and weight, the bias as the output.
 bool linear_library(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Tensor out) {
   const int64_t m = x.size(0), n = weight.size(0), k = x.size(1);
+  if (batch_invariant()) return false;
   if (m < kLibraryRows || m * n * k < (is<float>(x) ? kLibraryProductsFloat : kLibraryProducts))
     return false;
   if (kind_of(x) != kind_of(weight) || (kind_of(out) != kind_of(x) && !is<float>(out)))

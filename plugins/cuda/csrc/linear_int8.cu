@@ -3,6 +3,7 @@
 // fd/packed_weights.cuh.
 #include "fd/pack_weights.cuh"
 #include "fd/packed_linear.cuh"
+#include "fd/packed_tiles.cuh"
 
 #ifndef __CUDACC_RTC__
 #include "fd/packed_linear.h"

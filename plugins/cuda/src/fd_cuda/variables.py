@@ -15,4 +15,10 @@ VARIABLES: tuple[dict[str, Any], ...] = (
         "kind": "switch",
         "doc": "Wait after every kernel, so that a failure names the op that caused it. Slow.",
     },
+    {
+        "name": "FD_CUDA_BATCH_INVARIANT",
+        "kind": "switch",
+        "doc": "Linear layers without cuBLASLt, whose sums depend on the number of rows: a token's results "
+        "are then the same bits in any batch. Long prompts take up to three times as long.",
+    },
 )

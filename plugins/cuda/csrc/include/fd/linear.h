@@ -63,10 +63,19 @@ constexpr int64_t kStreamedRows = 64;
 // Fewer products than these are not worth a library's call: our own kernels serve.
 constexpr int64_t kLibraryProducts = int64_t{1} << 24;
 
+// FD_CUDA_BATCH_INVARIANT=1: only kernels whose results do not depend on the number of rows.
+inline bool batch_invariant() {
+  static const bool on = [] {
+    const char* text = std::getenv("FD_CUDA_BATCH_INVARIANT");
+    return text != nullptr && *text != '\0' && *text != '0';
+  }();
+  return on;
+}
+
 // x [M, K] for skinny_launch.
 template <typename T>
 SkinnyInput<T> skinny_input(const Tensor& x) {
-  return {x.data<T>(), x.stride(0), x.size(1), static_cast<int>(x.size(0)), 1};
+  return {x.data<T>(), x.stride(0), x.size(1), static_cast<int>(x.size(0)), 0, 0};
 }
 
 // Any number of rows on tensor cores, without a library. `fold`: how parts of K are added up.
@@ -103,41 +112,62 @@ inline const DeviceLimits& device_limits(const Launch& on) {
 }
 
 // y = x W^T for few rows; `S` windows of weights under way in each warp, at most `per_sm` blocks on
-// a multiprocessor.
+// a multiprocessor. Where fewer serve, no more are let in: started early, they would crowd on those
+// multiprocessors that are free first.
 template <typename Weights, typename T, int S, typename Sink>
-void skinny_launch_staged(const Launch& on, const Weights& weights, SkinnyInput<T> input,
+void skinny_launch_staged(const Launch& on, const Weights& weights, const SkinnyInput<T>& input,
                           const Sink& sink, int per_sm) {
   const DeviceLimits& limits = device_limits(on);
-  const int crowded = std::min(limits.shared_of_processor / (per_sm + 1), limits.shared_of_block);
-  const int shared =
-      std::max(skinny_shared<Weights>(S, std::min(input.rows, kSkinnyRows)), crowded);
+  const int tiles = static_cast<int>(blocks_of(weights.columns, kSkinnyTile));
+  const int all =
+      std::min(tiles, std::max(per_sm * limits.processors / input.groups, 1)) * input.groups;
+  const int each = (all + limits.processors - 1) / limits.processors;
+  const int crowded = std::min(limits.shared_of_processor / (each + 1), limits.shared_of_block);
+  const int64_t least = skinny_shared<Weights>(S, input.depth, input.each);
+  const auto shared = static_cast<size_t>(std::max<int64_t>(least, crowded));
   allow_shared_once<linear_skinny<Weights, T, S, Sink>>(on, limits.shared_of_block);
-  const unsigned tiles = blocks_of(weights.columns, kSkinnyTile);
-  run_overlapped(on, linear_skinny<Weights, T, S, Sink>,
-                 dim3(tiles * static_cast<unsigned>(input.groups)), dim3(32 * kSkinnyWarps), shared,
-                 weights, input, sink);
+  run_overlapped(on, linear_skinny<Weights, T, S, Sink>, dim3(static_cast<unsigned>(all)),
+                 dim3(32 * kSkinnyWarps), shared, weights, input, tiles, sink);
 }
 
 constexpr int kSharedOfSystem = 1024;  // bytes of every block
 
-// Few blocks share the multiprocessors evenly: started early, they would crowd on those that are
-// free first. Two on one with deep rings read fastest; where those do not fit, three with flat
-// ones.
+// Blocks with rings of `stages` windows that fit on a multiprocessor.
+template <typename Weights>
+int skinny_fitting(const DeviceLimits& limits, int stages, int64_t depth, int each) {
+  const int64_t bytes = skinny_shared<Weights>(stages, depth, each);
+  if (bytes > limits.shared_of_block) return 0;
+  return static_cast<int>(limits.shared_of_processor / (bytes + kSharedOfSystem));
+}
+
+// Shares rows out among blocks so that a share of x fits beside a flat ring; false where one row
+// does not.
+template <typename Weights, typename T>
+bool skinny_share(const DeviceLimits& limits, SkinnyInput<T>* input) {
+  int most = std::min(input->rows, kSkinnyRows);
+  while (most > 0 && skinny_fitting<Weights>(limits, Weights::kFlat, input->depth, most) == 0)
+    --most;
+  if (most == 0) return false;
+  input->groups = (input->rows + most - 1) / most;
+  input->each = (input->rows + input->groups - 1) / input->groups;
+  return true;
+}
+
+// As many blocks on a multiprocessor as Weights asks for, with rings as deep as fit. False, and
+// nothing launched, where a row of x is too long.
 template <typename Weights, typename T, typename Sink>
-void skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> input,
+bool skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> input,
                    const Sink& sink) {
-  constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat;
+  constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat, kBlocks = Weights::kBlocks;
   const DeviceLimits& limits = device_limits(on);
-  input.groups = static_cast<int>(blocks_of(input.rows, kSkinnyRows));
-  const int64_t tiles = int64_t{blocks_of(weights.columns, kSkinnyTile)} * input.groups;
-  const int64_t sms = limits.processors;
-  const int per_sm = static_cast<int>(std::min<int64_t>((tiles + sms - 1) / sms, 3));
-  const int rows = std::min(input.rows, kSkinnyRows);
-  const int deep = skinny_shared<Weights>(kDeep, rows) + kSharedOfSystem,
-            twice = std::min(per_sm, 2);
-  if (deep * twice <= limits.shared_of_processor && deep <= limits.shared_of_block)
-    return skinny_launch_staged<Weights, T, kDeep>(on, weights, input, sink, twice);
-  skinny_launch_staged<Weights, T, kFlat>(on, weights, input, sink, per_sm);
+  if (!skinny_share<Weights>(limits, &input)) return false;
+  if (skinny_fitting<Weights>(limits, kDeep, input.depth, input.each) >= kBlocks) {
+    skinny_launch_staged<Weights, T, kDeep>(on, weights, input, sink, kBlocks);
+    return true;
+  }
+  const int fitting = skinny_fitting<Weights>(limits, kFlat, input.depth, input.each);
+  skinny_launch_staged<Weights, T, kFlat>(on, weights, input, sink, std::min(fitting, kBlocks));
+  return true;
 }
 
 }  // namespace fd

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(256)
   const int64_t all = tiles * weights.windows;
   for (int64_t i = int64_t{blockIdx.x} * 8 + warp; i < all; i += int64_t{gridDim.x} * 8) {
     const int64_t tile = i / weights.windows, window = i % weights.windows;
-    weights.fetch(slot, first + tile, static_cast<int>(window), lane);
+    weights.fetch(slot, static_cast<int>(first + tile), static_cast<int>(window), lane);
     copy_async_commit();
     copy_async_wait<0>();
     __syncwarp();

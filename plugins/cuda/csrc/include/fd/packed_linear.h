@@ -3,13 +3,14 @@
 #pragma once
 #include "fd/linear.h"
 #include "fd/packed_linear.cuh"
-#include "fd/workspace.h"
+#include "fd/packed_tiles.cuh"
+#include "fd/strips.h"
 
 namespace fd {
 
-// Beyond these rows the codes are turned back into floats first.
-constexpr int64_t kPackedRows = 64;
-constexpr size_t kStripBytes = 32 << 20;  // stays in the second-level cache of large devices
+// Up to these rows codes are unpacked between shared memory and tensor cores, beyond into plain
+// weights.
+constexpr int64_t kTiledRows = 128;
 
 inline void check_tensor_cores(const Launch& on) {
   if (on.sm() < 80)
@@ -17,54 +18,35 @@ inline void check_tensor_cores(const Launch& on) {
          on.sm() % 10, "; use quantization none");
 }
 
-// Columns [first, first + count) of a matrix; `shape` holds what the result refers to.
-struct ColumnView {
-  DLTensor view;
-  int64_t shape[2], strides[2];
-
-  ColumnView(const Tensor& t, int64_t first, int64_t count) : view(*t.t) {
-    const int last = t.ndim() - 1;
-    for (int d = 0; d <= last; ++d) shape[d] = t.size(d), strides[d] = t.stride(d);
-    shape[last] = count;
-    view.shape = shape, view.strides = strides;
-    view.byte_offset += static_cast<uint64_t>(first * strides[last] * (t.dtype().bits / 8));
-  }
-  ColumnView(const ColumnView&) = delete;
-};
-
 template <typename Weights, typename T>
 void packed_strips(const Launch& on, const Weights& weights, Tensor x, OptTensor bias, Tensor out) {
-  const int64_t depth = x.size(1), columns = weights.columns;
-  const int64_t fitting = static_cast<int64_t>(kStripBytes) / (depth * 2 * kSkinnyTile);
-  const int64_t strip = std::max<int64_t>(fitting, 1);  // tiles
-  const int64_t tiles = blocks_of(columns, kSkinnyTile);
-  T* real = static_cast<T*>(workspace(
-      on, Scratch::kLinearStrip, static_cast<size_t>(strip * kSkinnyTile * depth) * sizeof(T)));
-  for (int64_t first = 0; first < tiles; first += strip) {
-    const int64_t count = std::min(strip, tiles - first);
-    run(on, linear_unpack<Weights, T>, dim3(static_cast<unsigned>(8 * on.processors())), dim3(256),
-        0, weights, first, count, depth, real);
-    const int64_t begin = first * kSkinnyTile, n = std::min(count * kSkinnyTile, columns - begin);
-    int64_t shape[2] = {n, depth};
-    const DLTensor w{real, x.t->device, 2, x.dtype(), shape, nullptr, 0};
-    const ColumnView to(out, begin, n);
-    OptTensor shift;
-    if (!bias) {
-      dense_linear(on, x, Tensor{&w}, shift, Tensor{&to.view});
-      continue;
-    }
-    const ColumnView part(bias, begin, n);
-    shift.t = &part.view;
-    dense_linear(on, x, Tensor{&w}, shift, Tensor{&to.view});
-  }
+  const dim3 grid(static_cast<unsigned>(8 * device_limits(on).processors));
+  for_strips<T>(on, x, bias, out, kSkinnyTile, [&](int64_t first, int64_t count, T* strip) {
+    run(on, linear_unpack<Weights, T>, grid, dim3(256), 0, weights, first / kSkinnyTile,
+        int64_t{blocks_of(count, kSkinnyTile)}, x.size(1), strip);
+  });
+}
+
+template <typename Weights, typename T, int WM>
+void packed_tiles(const Launch& on, const Weights& weights, Tensor x, const LinearSink& sink) {
+  constexpr int kStages = 3, kShared = kStages * kPackedStage<Weights, WM> * 16;
+  const dim3 grid(blocks_of(x.size(0), kPackedRowsOfWarp * WM),
+                  blocks_of(weights.columns, kPackedTiles * kSkinnyTile));
+  allow_shared_once<linear_packed_tiles<Weights, T, WM, kStages>>(on, kShared);
+  run_overlapped(on, linear_packed_tiles<Weights, T, WM, kStages>, grid, dim3(256), kShared,
+                 weights, skinny_input<T>(x), sink);
 }
 
 // x [M, K] of 16-bit elements, out [M, N]; `weights` made for x's type.
 template <typename Weights, typename T>
 void packed_linear(const Launch& on, const Weights& weights, Tensor x, OptTensor bias, Tensor out,
                    const LinearSink& sink) {
-  if (x.size(0) > kPackedRows) return packed_strips<Weights, T>(on, weights, x, bias, out);
-  skinny_launch(on, weights, skinny_input<T>(x), sink);
+  const int64_t rows = x.size(0);
+  if (rows <= kSkinnyRows && skinny_launch(on, weights, skinny_input<T>(x), sink)) return;
+  if (rows > kTiledRows && !batch_invariant())
+    return packed_strips<Weights, T>(on, weights, x, bias, out);
+  if (rows <= kPackedRowsOfWarp) return packed_tiles<Weights, T, 1>(on, weights, x, sink);
+  packed_tiles<Weights, T, 2>(on, weights, x, sink);
 }
 
 inline void check_packed_input(const char* op, const Tensor& x) {

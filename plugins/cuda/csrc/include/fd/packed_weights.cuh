@@ -23,6 +23,13 @@ __host__ __device__ constexpr int int4_word(int k, int lane_row) {
   return (k / 64 * 32 + lane_row * 4 + k % 32 / 8) * 4 + k % 64 / 32 * 2 + k % 8 / 4;
 }
 
+// (x & mask) | bits, as one instruction.
+__device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(x), "r"(mask), "r"(bits));
+  return r;
+}
+
 template <typename T>
 __device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b);
 template <>
@@ -52,11 +59,11 @@ template <typename T>
 __device__ __forceinline__ uint32_t int8_pair(uint32_t x);
 template <>
 __device__ __forceinline__ uint32_t int8_pair<bf16>(uint32_t x) {
-  return subtract2<bf16>((x & 0x007f007fu) | 0x43004300u, (x & 0x00800080u) | 0x43004300u);
+  return subtract2<bf16>(and_or(x, 0x007f007fu, 0x43004300u), and_or(x, 0x00800080u, 0x43004300u));
 }
 template <>
 __device__ __forceinline__ uint32_t int8_pair<f16>(uint32_t x) {
-  return subtract2<f16>(((x & 0x00ff00ffu) ^ 0x00800080u) | 0x64006400u, 0x64806480u);
+  return subtract2<f16>(and_or(x ^ 0x00800080u, 0x00ff00ffu, 0x64006400u), 0x64806480u);
 }
 
 // Two int4 codes, stored with 8 added, in bits 0-3 and 16-19.
@@ -64,23 +71,25 @@ template <typename T>
 __device__ __forceinline__ uint32_t int4_pair(uint32_t x);
 template <>
 __device__ __forceinline__ uint32_t int4_pair<bf16>(uint32_t x) {
-  return subtract2<bf16>((x & 0x000f000fu) | 0x43004300u, 0x43084308u);  // 128 + code, less 136
+  return subtract2<bf16>(and_or(x, 0x000f000fu, 0x43004300u), 0x43084308u);  // 128 + code, less 136
 }
 template <>
 __device__ __forceinline__ uint32_t int4_pair<f16>(uint32_t x) {
-  return subtract2<f16>((x & 0x000f000fu) | 0x64006400u, 0x64086408u);  // 1024 + code, less 1032
+  return subtract2<f16>(and_or(x, 0x000f000fu, 0x64006400u),
+                        0x64086408u);  // 1024 + code, less 1032
 }
 
 // codes [ceil(columns / 16), ceil(depth / 64), 1024 bytes], scales [columns].
 template <typename T>
 struct Int8Weights {
-  static constexpr int kWindow = kInt8Window, kUnits = 2, kExtra = 0, kDeep = 8, kFlat = 6;
+  static constexpr int kWindow = kInt8Window, kUnits = 2, kExtra = 0;
+  static constexpr int kDeep = 8, kFlat = 4, kBlocks = 2;
   const uint4* codes;
   const float* scales;
   int64_t windows, columns;
 
-  __device__ __forceinline__ void fetch(uint4* slot, int64_t tile, int window, int lane) const {
-    const uint4* from = codes + (tile * windows + window) * (32 * kUnits) + lane;
+  __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
+    const uint4* from = codes + (int64_t{tile} * windows + window) * (32 * kUnits) + lane;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
   }
@@ -91,7 +100,9 @@ struct Int8Weights {
 #pragma unroll
     for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int8_pair<T>(words[i / 2] >> (i % 2 * 8));
   }
-  __device__ __forceinline__ float finish(float sum, int64_t n) const { return sum * scales[n]; }
+  __device__ __forceinline__ float finish(float sum, int64_t n) const {
+    return __fmul_rn(sum, scales[n]);  // not joined with the bias: the bits are every kernel's
+  }
   // Of rows g and g + 8 of a tile, wherever they are kept.
   __device__ __forceinline__ float2 row_scales(const uint4*, int64_t tile, int lane) const {
     const int64_t n = tile * kSkinnyTile + lane / 4;
@@ -104,13 +115,13 @@ struct Int8Weights {
 template <typename T, int Group>
 struct Int4Weights {
   static constexpr int kWindow = Group, kUnits = Group / 64, kExtra = 8;
-  static constexpr int kDeep = 512 / Group, kFlat = 384 / Group;
+  static constexpr int kDeep = 512 / Group, kFlat = 256 / Group, kBlocks = 2;
   const uint4* codes;
   const uint32_t* scales;  // two bfloat16 each
   int64_t windows, columns;
 
-  __device__ __forceinline__ void fetch(uint4* slot, int64_t tile, int window, int lane) const {
-    const int64_t at = tile * windows + window;
+  __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
+    const int64_t at = int64_t{tile} * windows + window;
     const uint4* from = codes + at * (32 * kUnits) + lane;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);

@@ -13,7 +13,9 @@ struct ScaledSink {
 
   template <typename Sum>
   __device__ __forceinline__ void put(int64_t m, int64_t n, Sum sum) const {
-    to.put(m, n, rows[m * row_step] * (columns[n * column_step] * static_cast<float>(sum)));
+    // Not joined with the bias: the bits are every kernel's.
+    const float column = __fmul_rn(columns[n * column_step], static_cast<float>(sum));
+    to.put(m, n, __fmul_rn(rows[m * row_step], column));
   }
 };
 

@@ -1,15 +1,17 @@
 // y = x W^T for few rows of x (sm_80 and newer): a stream of weights through tensor cores.
 //
-// A block owns 16 rows of W; each of its eight warps walks an eighth of K in windows. A warp copies
-// what it will multiply into a ring of its own in shared memory, several windows ahead: no
-// block-wide barrier in the loop, and many bytes under way, before the kernel that computes x has
-// ended as well. The eight sums are added in their order, so a result depends neither on how many
-// rows of x there are nor on which they are.
+// Blocks stay on their multiprocessors and take tiles of 16 rows of W in turn; each of a block's
+// eight warps walks an eighth of K in windows. Its part of x stays in shared memory. A warp copies
+// the weights that it will multiply into a ring of its own, several windows ahead and past the end
+// of a tile: many bytes are under way at all times, the first of them before the kernel that
+// computes x has ended. The eight sums are added in their order, so a result depends neither on how
+// many rows of x there are nor on which they are.
 //
 // `Weights` says how W is stored: kWindow (steps of k, a multiple of 32), kUnits (16-byte units of
-// a lane per window), fetch(), operands(), and finish(), which a
-// sum passes through. Of a window's steps, those of lane 4 * g + t
-// are 32 * s + 8 * t + (0 .. 7) for s = 0 .. kWindow / 32 - 1.
+// a lane per window), kExtra (more units of a window), kBlocks (on a multiprocessor), kDeep and
+// kFlat (windows of a ring: wanted, and where those do not fit), fetch(), operands(), and finish(),
+// which a sum passes through. Of a window's steps, those of lane 4 * g + t are 32 * s + 8 * t + (0
+// .. 7) for s = 0 .. kWindow / 32 - 1.
 #pragma once
 #include "fd/any_float.cuh"
 #include "fd/mma.cuh"
@@ -20,13 +22,13 @@ namespace fd {
 constexpr int kSkinnyWarps = 8, kSkinnyTile = 16, kSkinnyRows = 8;
 constexpr int kPlainWindow = 128;  // of 16-bit weights as they are in a checkpoint
 
-// x [rows, depth]; strides in elements. Blocks take eight rows: `groups` of them share a tile of W,
-// one after another, so that its bytes come from memory once.
+// x [rows, depth]; strides in elements. A block has `each` rows (at most 8); `groups` of blocks
+// share the tiles of W, neighbours the same one, so that its bytes come from memory once.
 template <typename T>
 struct SkinnyInput {
   const T* x;
   int64_t step, depth;
-  int rows, groups;
+  int rows, each, groups;
 };
 
 // The windows of one warp: [first, first + count).
@@ -50,7 +52,7 @@ __device__ __forceinline__ WindowRange skinny_range(int64_t depth, int window, i
 template <typename T, int Window>
 struct PlainWeights {
   static constexpr int kWindow = Window, kUnits = Window / 16, kExtra = 0;
-  static constexpr int kDeep = 384 / Window, kFlat = 256 / Window;
+  static constexpr int kBlocks = 1, kDeep = 512 / Window, kFlat = 256 / Window;
   static constexpr int kPieces = Window / 8;  // 16-byte units of a row
   const T* w;
   int64_t step, depth, columns;
@@ -58,15 +60,16 @@ struct PlainWeights {
   static __device__ __forceinline__ int place(int row, int piece) {
     return row * kPieces + (kPieces > 4 ? piece ^ (row % 2 * 4) : piece);
   }
-  __device__ __forceinline__ void fetch(uint4* slot, int64_t tile, int window, int lane) const {
-    const int piece = lane % kPieces;
-    const int64_t k = int64_t{window} * kWindow + piece * 8;
+  __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
+    const int piece = lane % kPieces, first = lane / kPieces;
+    const int k = window * kWindow + piece * 8, n = tile * kSkinnyTile + first;
+    const T* from = w + n * step + k;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      const int row = u * (32 / kPieces) + lane / kPieces;
-      const int64_t n = tile * kSkinnyTile + row;
-      const bool inside = n < columns && k < depth;
-      copy_async16(slot + place(row, piece), inside ? w + n * step + k : w, inside ? 16 : 0);
+      const int row = u * (32 / kPieces);
+      const bool inside = n + row < columns && k < depth;
+      copy_async16(slot + place(first + row, piece), inside ? from + row * step : w,
+                   inside ? 16 : 0);
     }
   }
   // The first operands of both products of sub-window `s`.
@@ -83,107 +86,91 @@ struct PlainWeights {
   }
 };
 
-// Units of a window in a warp's ring: weights, what belongs to them, the rows of x.
+// Shared memory of a block, in units of 16 bytes: rings, the rows of x, the sums of two tiles, a
+// zero.
 template <typename Weights>
-__host__ __device__ constexpr int skinny_units(int rows) {
-  return 32 * Weights::kUnits + Weights::kExtra + Weights::kWindow / 32 * 4 * rows;
+constexpr int kSkinnyStage = 32 * Weights::kUnits + Weights::kExtra;
+constexpr int kSkinnySums = kSkinnyWarps * kSkinnyTile * kSkinnyRows;
+
+template <typename Weights>
+__host__ __device__ constexpr int64_t skinny_x_units(int64_t depth, int each) {  // of a warp
+  return skinny_slice(depth, Weights::kWindow) / 8 * each;
+}
+template <typename Weights>
+__host__ __device__ constexpr int64_t skinny_shared(int stages, int64_t depth, int each) {
+  const int64_t warp = stages * kSkinnyStage<Weights> + skinny_x_units<Weights>(depth, each);
+  return (kSkinnyWarps * warp + kSkinnySums / 2 + 1) * 16;
 }
 
-// Bytes of shared memory of a block.
-template <typename Weights>
-__host__ __device__ constexpr int skinny_shared(int stages, int rows) {
-  const int ring = kSkinnyWarps * stages * skinny_units<Weights>(rows) * 16;
-  const int sums = kSkinnyWarps * kSkinnyTile * kSkinnyRows * 4;
-  return ring > sums ? ring : sums;
-}
-
+// One warp's part of x, [windows * kWindow / 32, each, 4] units: lane 4 * g + t reads unit t of row
+// g.
 template <typename Weights, typename T>
-struct SkinnyWarp {
-  static constexpr int kSubs = Weights::kWindow / 32;
+__device__ __forceinline__ void skinny_load_x(uint4* to, const SkinnyInput<T>& input, int m0,
+                                              const WindowRange& range, int lane) {
+  constexpr int kAtOnce = 8;
+  const int row_units = 4 * input.each, total = range.count * (Weights::kWindow / 32) * row_units;
+  for (int i0 = lane; i0 < total; i0 += 32 * kAtOnce) {
+    uint4 held[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = i0 + 32 * j, sub = i / row_units, m = m0 + i % row_units / 4;
+      const int k = range.first * Weights::kWindow + sub * 32 + i % 4 * 8;
+      const bool inside = i < total && m < input.rows && k < input.depth;
+      held[j] = inside ? *reinterpret_cast<const uint4*>(input.x + m * input.step + k) : uint4{};
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j)
+      if (i0 + 32 * j < total) to[i0 + 32 * j] = held[j];
+  }
+  __syncwarp();
+}
+
+// sum += a window's products; `x`: this lane's units, `x_step` apart.
+template <typename Weights, typename T>
+struct SkinnyWindow {
   using Sum = typename SumOf<T>::type;
   const Weights& weights;
-  const SkinnyInput<T>& input;
-  WindowRange range;
-  uint4* ring;
-  int lane, stage;  // units of a window
+  int lane, x_step;
 
-  __device__ __forceinline__ bool has_row() const { return lane / 4 < input.rows; }
-  __device__ __forceinline__ uint4* x_slot(uint4* slot, int s) const {
-    return slot + 32 * Weights::kUnits + Weights::kExtra + s * 4 * input.rows + lane;
-  }
-  __device__ __forceinline__ int64_t depth_at(int i, int s) const {
-    return int64_t{range.first + i} * Weights::kWindow + s * 32 + lane % 4 * 8;
-  }
-  __device__ __forceinline__ const T* x_at(int64_t k) const {
-    return input.x + lane / 4 * input.step + k;
-  }
-  __device__ __forceinline__ void fetch_weights(uint4* slot, int i, int64_t tile) const {
-    if (i < range.count) weights.fetch(slot, tile, range.first + i, lane);
-  }
-  __device__ __forceinline__ void fetch_x(uint4* slot, int i) const {
-    if (i >= range.count || !has_row()) return;
-#pragma unroll
-    for (int s = 0; s < kSubs; ++s) {
-      const int64_t k = depth_at(i, s);
-      const bool inside = k < input.depth;
-      copy_async16(x_slot(slot, s), inside ? x_at(k) : input.x, inside ? 16 : 0);
-    }
-  }
-  // The first windows of x, all at once, through registers: their weights are on the way already.
-  template <int S>
-  __device__ __forceinline__ void first_x() const {
-    uint4 held[S][kSubs];
-#pragma unroll
-    for (int i = 0; i < S; ++i)
-#pragma unroll
-      for (int s = 0; s < kSubs; ++s) {
-        const bool inside = has_row() && i < range.count && depth_at(i, s) < input.depth;
-        held[i][s] = inside ? *reinterpret_cast<const uint4*>(x_at(depth_at(i, s))) : uint4{};
-      }
-    if (!has_row()) return;
-#pragma unroll
-    for (int i = 0; i < S; ++i)
-#pragma unroll
-      for (int s = 0; s < kSubs; ++s) *x_slot(ring + i * stage, s) = held[i][s];
-  }
-  // With scales by windows: their products first, then scaled onto the sum.
-  __device__ __forceinline__ void add_window(Sum (&sum)[4], const uint4* slot) const {
+  // With scales by windows: their products first, in two chains, then scaled onto the sum.
+  __device__ __forceinline__ void add(Sum (&sum)[4], const uint4* slot, const uint4* x) const {
     if constexpr (Weights::kExtra == 0) {
-      multiply(sum, slot);
+      multiply(sum, sum, slot, x);
     } else {
-      float part[4] = {};
-      multiply(part, slot);
+      float even[4] = {}, odd[4] = {};
+      multiply(even, odd, slot, x);
       const float2 scale = weights.window_scales(slot, lane);  // of rows g and g + 8
-      sum[0] = fmaf(part[0], scale.x, sum[0]), sum[1] = fmaf(part[1], scale.x, sum[1]);
-      sum[2] = fmaf(part[2], scale.y, sum[2]), sum[3] = fmaf(part[3], scale.y, sum[3]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sum[i] = fmaf(even[i] + odd[i], i < 2 ? scale.x : scale.y, sum[i]);
     }
   }
-  __device__ __forceinline__ void multiply(Sum (&sum)[4], const uint4* slot) const {
+  __device__ __forceinline__ void multiply(Sum (&even)[4], Sum (&odd)[4], const uint4* slot,
+                                           const uint4* x) const {
 #pragma unroll
-    for (int s = 0; s < kSubs; ++s) {
-      const uint4 x = has_row() ? *x_slot(const_cast<uint4*>(slot), s) : uint4{};
+    for (int s = 0; s < Weights::kWindow / 32; ++s) {
+      const uint4 own = x[s * x_step];
       uint32_t a[2][4];
       weights.operands(a, slot, s, lane);
-      const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
-      mma_16x8x16<T>(sum, a[0], b[0]);
-      mma_16x8x16<T>(sum, a[1], b[1]);
+      const uint32_t b[2][2] = {{own.x, own.y}, {own.z, own.w}};
+      mma_16x8x16<T>(even, a[0], b[0]);
+      mma_16x8x16<T>(odd, a[1], b[1]);
     }
   }
 };
 
-// Adds the warps' sums in their order and hands them to the sink.
+// Adds the warps' sums of a tile in their order and hands them to the sink. `shared` is not written
+// again before the barrier of the tile after the next.
 template <typename Weights, typename Sum, typename Sink>
-__device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, int64_t tile,
-                                              int64_t m0, int rows, const Weights& weights,
-                                              const Sink& sink) {
+__device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, int tile, int m0,
+                                              int rows, const Weights& weights, const Sink& sink) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   Sum* mine = shared + warp * kSkinnyTile * kSkinnyRows;
-  __syncthreads();  // the ring is no longer read
 #pragma unroll
   for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
   __syncthreads();
   const int m = threadIdx.x / kSkinnyTile;
-  const int64_t n = tile * kSkinnyTile + threadIdx.x % kSkinnyTile;
+  const int64_t n = int64_t{tile} * kSkinnyTile + threadIdx.x % kSkinnyTile;
   if (m >= rows || n >= weights.columns) return;
   Sum total = 0;
 #pragma unroll
@@ -194,43 +181,55 @@ __device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, 
 
 template <typename Weights, typename T, int S, typename Sink>
 __global__ void __launch_bounds__(32 * kSkinnyWarps)
-    linear_skinny(Weights weights, SkinnyInput<T> input, Sink sink) {
+    linear_skinny(Weights weights, SkinnyInput<T> input, int tiles, Sink sink) {
 #if FD_SM80
-  extern __shared__ uint4 skinny_ring[];
+  using Sum = typename SumOf<T>::type;
+  constexpr int kStage = kSkinnyStage<Weights>, kSubs = Weights::kWindow / 32;
+  extern __shared__ uint4 skinny_memory[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t tile = blockIdx.x / input.groups;
-  const int64_t m0 = int64_t{blockIdx.x % input.groups} * kSkinnyRows;
-  const int stage = skinny_units<Weights>(min(input.rows, kSkinnyRows));
-  input.x += m0 * input.step, input.rows = min(input.rows - static_cast<int>(m0), kSkinnyRows);
-  const SkinnyWarp<Weights, T> self{weights,
-                                    input,
-                                    skinny_range(input.depth, Weights::kWindow, warp),
-                                    skinny_ring + warp * S * stage,
-                                    lane,
-                                    stage};
-#pragma unroll
-  for (int i = 0; i < S; ++i) {
-    self.fetch_weights(self.ring + i * stage, i, tile);
+  const int first = blockIdx.x / input.groups, step = gridDim.x / input.groups;
+  const int m0 = blockIdx.x % input.groups * input.each, rows = min(input.each, input.rows - m0);
+  const WindowRange range = skinny_range(input.depth, Weights::kWindow, warp);
+  uint4 *const ring = skinny_memory + warp * S * kStage, *const end = ring + S * kStage;
+  const int64_t x_units = skinny_x_units<Weights>(input.depth, input.each);
+  uint4* const xs = skinny_memory + kSkinnyWarps * S * kStage + warp * x_units;
+  Sum* sums = reinterpret_cast<Sum*>(skinny_memory + kSkinnyWarps * (S * kStage + x_units));
+
+  int next_tile = first, next_window = 0;  // to be fetched
+  const auto fetch = [&](uint4* slot) {
+    if (next_tile < tiles && range.count > 0)
+      weights.fetch(slot, next_tile, range.first + next_window, lane);
     copy_async_commit();
-  }
+    if (++next_window >= range.count) next_window = 0, next_tile += step;
+  };
+#pragma unroll
+  for (int i = 0; i < S; ++i) fetch(ring + i * kStage);
   let_next_start();
   wait_for_inputs();
-  self.template first_x<S>();
-  using Sum = typename SumOf<T>::type;
-  Sum sum[4] = {};
-  uint4* slot = self.ring;
-  for (int i = 0; i < self.range.count; ++i) {
-    copy_async_wait<S - 1>();
-    __syncwarp();
-    self.add_window(sum, slot);
-    __syncwarp();
-    self.fetch_weights(slot, i + S, tile);
-    self.fetch_x(slot, i + S);
-    copy_async_commit();
-    slot = slot + stage == self.ring + S * stage ? self.ring : slot + stage;
+  skinny_load_x<Weights>(xs, input, m0, range, lane);
+  uint4* const zeros = skinny_memory + kSkinnyWarps * (S * kStage + x_units) + kSkinnySums / 2;
+  if (threadIdx.x == 0) *zeros = uint4{};
+  __syncthreads();
+
+  // Lanes without a row read zeros, always the same.
+  const bool has_row = lane / 4 < rows;
+  const SkinnyWindow<Weights, T> window{weights, lane, has_row ? 4 * input.each : 0};
+  const int x_step = has_row ? kSubs * 4 * input.each : 0;
+  uint4* slot = ring;
+  for (int tile = first, parity = 0; tile < tiles; tile += step, parity ^= 1) {
+    Sum sum[4] = {};
+    const uint4* x = has_row ? xs + lane : zeros;
+    for (int i = 0; i < range.count; ++i) {
+      copy_async_wait<S - 1>();
+      __syncwarp();
+      window.add(sum, slot, x);
+      __syncwarp();
+      fetch(slot);
+      x += x_step;
+      slot = slot + kStage == end ? ring : slot + kStage;
+    }
+    skinny_finish(sum, sums + parity * kSkinnySums, tile, m0, rows, weights, sink);
   }
-  copy_async_wait<0>();
-  skinny_finish(sum, reinterpret_cast<Sum*>(skinny_ring), tile, m0, input.rows, weights, sink);
 #endif
 }
 
