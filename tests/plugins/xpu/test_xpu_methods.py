@@ -90,6 +90,39 @@ def take_new_tokens(inputs: dict[str, Any], queries: list[int]) -> tuple[Array, 
     return where, rows
 
 
+def test_backend_with_codes_in_the_cache(session: Session) -> None:
+    """An int8 cache: the oracles write and read the same rows. Tolerance: paged_attention's own."""
+    queries, inputs = (
+        [21, 9],
+        random_inputs(np.random.default_rng(2), np.dtype(np.float32), [21, 9], [0, 0]),
+    )
+    slots, new = take_new_tokens(inputs, queries)
+    spec = replace(spec_of(inputs, dt.float32), cache_dtype=dt.int8)
+    shape = PaddleAttention.kv_layout(spec).pool_shape(inputs["key_cache"].shape[0])
+    assert shape[-1] == 64 + 4
+    pools = [np.full(shape, 99, np.int8) for _ in range(2)]
+    rows = {
+        "key": new[0],
+        "value": new[1],
+        "key_cache": pools[0],
+        "value_cache": pools[1],
+        "slot_mapping": slots,
+    }
+    more = {"k_scale": None, "v_scale": None, "kv_cache_dtype": "int8"}
+    written = run_oracle(catalogue()["reshape_and_cache_flash"], {**rows, **more})
+    caches = {name: written[name] for name in ("key_cache", "value_cache")}
+    want = run_oracle(catalogue()["paged_attention"], {**inputs, **caches})["out"]
+    put = session.platform.from_host
+    cache = KVCache(*map(put, pools))
+    lists = [put(inputs[name]) for name in ("cu_seqlens_q", "seq_lens", "block_table")]
+    batch = AttentionBatch(30, 2, *lists, put(slots), 21, 21)
+    backend, out = PaddleAttention(spec, session.device, session.ops), put(np.zeros_like(want))
+    backend.run(backend.plan(batch), *(put(x) for x in (inputs["q"], *new)), cache, out)
+    assert session.platform.to_host(cache.key).tobytes() == caches["key_cache"].tobytes()
+    rtol, atol = catalogue()["paged_attention"].tolerance.of(dt.float32)
+    np.testing.assert_allclose(session.platform.to_host(out), want, rtol=rtol, atol=atol)
+
+
 def test_backend_says_what_it_cannot(session: Session) -> None:
     good = AttentionSpec(6, 2, 16, 0.25, dt.float32, dt.bfloat16, 4)
     assert PaddleAttention.supports(good, session.device).ok

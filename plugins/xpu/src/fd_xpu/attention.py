@@ -10,11 +10,11 @@ import numpy as np
 
 from fd_core.api.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVCache, KVLayout
 from fd_core.api.device import DeviceInfo
-from fd_core.api.dtype import FLOATS, float32
+from fd_core.api.dtype import FLOATS, float32, int8
 from fd_core.api.tensor import Tensor
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_xpu.kernels import PADDLE_TENSORS
-from fd_xpu.memory import as_paddle
+from fd_xpu.memory import SCALE_BYTES, as_paddle
 
 if TYPE_CHECKING:
     from fd_xpu.paging import Work
@@ -34,7 +34,8 @@ class Plan:
 
 
 class PaddleAttention(AttentionBackend):
-    """Pools are [blocks, block_size, kv_heads, head_dim]: a token is one row to scatter and to gather."""
+    """Pools are [blocks, block_size, kv_heads, head_dim]: a token is one row to scatter and to gather. A
+    head's row of an int8 pool is followed by its scale."""
 
     name: ClassVar[str] = "PADDLE_ATTN"
     priority: ClassVar[int] = 50
@@ -46,8 +47,9 @@ class PaddleAttention(AttentionBackend):
 
     @classmethod
     def kv_layout(cls, spec: AttentionSpec) -> KVLayout:
-        shape = (spec.block_size, spec.num_kv_heads, spec.head_dim)
-        elements = spec.block_size * spec.num_kv_heads * spec.head_dim
+        row = spec.head_dim + (SCALE_BYTES if spec.cache_dtype == int8 else 0)
+        shape = (spec.block_size, spec.num_kv_heads, row)
+        elements = spec.block_size * spec.num_kv_heads * row
         return KVLayout(shape, 0, spec.cache_dtype, 2 * elements * spec.cache_dtype.itemsize)
 
     def plan(self, batch: AttentionBatch) -> Plan:
@@ -104,10 +106,12 @@ def store(new: Any, pool: Any, plan: Plan) -> None:
     """Rows of the new tokens into their slots."""
     from fd_xpu.call import rounded
     from fd_xpu.compute import put_rows, take_rows
+    from fd_xpu.framework import paddle
+    from fd_xpu.paging import coded
 
-    flat = new.reshape([new.shape[0], -1])
-    chosen = flat if plan.kept is None else take_rows(flat, plan.kept)
-    put_rows(pool, plan.slots, rounded(chosen, pool.dtype))
+    chosen = new if plan.kept is None else take_rows(new, plan.kept)
+    stored = coded(chosen) if pool.dtype == paddle.int8 else rounded(chosen, pool.dtype)
+    put_rows(pool, plan.slots, stored.reshape([chosen.shape[0], -1]))
 
 
 def _verdicts(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[Verdict]:
@@ -122,7 +126,7 @@ def _verdicts(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[Ve
         yield Verdict.no(ReasonCode.SHAPE, f"{name}.num_heads", want, spec.num_heads)
     if spec.window is not None and spec.window < 1:
         yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window)
-    allowed = FLOATS if spec.dtype == float32 else (spec.dtype,)
+    allowed = (*(FLOATS if spec.dtype == float32 else (spec.dtype,)), int8)
     if spec.dtype not in FLOATS or spec.cache_dtype not in allowed:
         want = " | ".join(map(str, allowed if spec.dtype in FLOATS else FLOATS))
         have = f"{spec.dtype} with a cache of {spec.cache_dtype}"

@@ -33,9 +33,9 @@ def registered(place_type: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def kernel_table() -> dict[str, dict[str, frozenset[str]]]:
-    """operator -> place -> element types, of OPERATORS and `matmul`."""
+    """operator -> place -> element types."""
     rows: Any = paddle().base.core._get_registered_phi_kernels("all")
-    return {name: _by_place(rows.get(name, ())) for name in (*OPERATORS, "matmul")}
+    return {name: _by_place(rows.get(name, ())) for name in OPERATORS}
 
 
 def _by_place(keys: Any) -> dict[str, frozenset[str]]:

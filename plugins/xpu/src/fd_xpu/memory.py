@@ -24,6 +24,8 @@ MAX_VIEWS = 512  # per block; long runs of odd sizes start over
 PADDLE_TYPES = frozenset(
     "float32 float64 float16 bfloat16 float8_e4m3fn int8 int16 int32 int64 uint8 bool".split()
 )
+#: A row of int8 codes in a cache is followed by its scale, float32.
+SCALE_BYTES = 4
 #: Types of equal width that any copy may use.
 CARRIERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
 

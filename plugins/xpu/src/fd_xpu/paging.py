@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fd_xpu.compute import Array, Value, check, like, put_rows, take_rows, wide
+from fd_xpu.compute import Array, Value, check, f32, like, put_rows, take_rows, wide
 from fd_xpu.framework import paddle
-from fd_xpu.memory import offset
+from fd_xpu.memory import SCALE_BYTES, offset
 
+TINY = 1e-30
 #: Queries of one sequence that are multiplied at once: bounds the logits in memory.
 TILE = 256
 
@@ -157,14 +158,44 @@ def attend(
     for work in works:
         sequences, count, length = work.shape
         picked = wide(take_rows(q, work.rows).reshape([sequences, count, heads, dim])) * options.scale
-        shape = [sequences, length, kv_heads, dim]
-        k, v = (wide(take_rows(m, i).reshape(shape)) for m, i in ((keys, work.keys), (values, work.values)))
+        shape = [sequences, length, kv_heads, -1]
+        pairs = ((keys, work.keys), (values, work.values))
+        k, v = (cached(take_rows(matrix, ids).reshape(shape)) for matrix, ids in pairs)
         for tile in tiles(count):
             parts.append(_tile(picked[:, tile], k, v, work.seen[:, tile], options))
             rows.append(work.rows[:, tile].reshape([-1]))
     done = paddle.concat([part.reshape([-1, heads * dim]) for part in parts])
     order = paddle.argsort(paddle.concat(rows))
     return paddle.gather(done, order).reshape([-1, heads, dim])
+
+
+def cached(rows: Value) -> Value:
+    """Rows of a cache as numbers; rows of int8 codes end in their scale."""
+    if rows.dtype != paddle.int8:
+        return wide(rows)
+    codes = rows[..., :-SCALE_BYTES]
+    scale = rows[..., -SCALE_BYTES:].clone().view("float32")
+    return wide(f32(codes) * scale)
+
+
+def coded(rows: Value) -> Value:
+    """Rows [..., dim] as int8 codes of absmax / 127 and, behind them, the bytes of that scale. A row with a
+    NaN or an infinity has codes 0 and scale NaN; below 1e-30 everything counts as zero."""
+    x = f32(rows)
+    most = x.abs().max(-1, keepdim=True)
+    finite = paddle.isfinite(most)
+    usable = finite & (most > TINY)
+    safe = paddle.where(usable, most, paddle.ones_like(most))
+    scaled = paddle.where(usable, x * (127.0 / safe), paddle.zeros_like(x))
+    none = paddle.where(finite, paddle.zeros_like(most), paddle.full_like(most, float("nan")))
+    scale = paddle.where(usable, most / 127.0, none)
+    codes = half_even(scaled).clip(-127.0, 127.0).astype("int8")
+    return paddle.concat([codes, scale.view("int8")], -1)
+
+
+def half_even(x: Value) -> Value:
+    """Nearest integers of numbers below 2^22 in float32, ties to even, by the rounding of sums."""
+    return (x + 1.5 * 2.0**23) - 1.5 * 2.0**23
 
 
 def tiles(count: int) -> Iterator[slice]:

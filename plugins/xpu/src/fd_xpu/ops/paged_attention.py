@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from fd_xpu.call import PaddleKernel, rounded
 from fd_xpu.compute import Array, Value, check, host
-from fd_xpu.paging import Group, Options, Rows, Work, attend, check_step, groups, on_device, rows_of
+from fd_xpu.framework import paddle
+from fd_xpu.memory import SCALE_BYTES
+from fd_xpu.paging import (
+    Group,
+    Options,
+    Rows,
+    Work,
+    attend,
+    check_step,
+    groups,
+    on_device,
+    rows_of,
+)
 
 NAME = "paged_attention"
 
@@ -27,6 +39,8 @@ def paged_attention(
     blocks, block_size, kv_heads, _ = key_cache.shape
     cu, lengths, table = (host(x) for x in (cu_seqlens_q, seq_lens, block_table))
     _check(q, kv_heads, cu)
+    width = q.shape[2] + (SCALE_BYTES if key_cache.dtype == paddle.int8 else 0)
+    check(key_cache.shape[3] == width, f"{NAME}.key_cache", f"rows of {width}", list(key_cache.shape))
     check_step(NAME, cu, lengths, table, blocks, block_size, window)
     parts = groups(cu, lengths, table, block_size, window)
     if parts:

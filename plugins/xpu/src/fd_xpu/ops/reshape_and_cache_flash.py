@@ -7,10 +7,11 @@ import numpy as np
 from fd_xpu.call import PaddleKernel, rounded
 from fd_xpu.compute import Array, Value, check, f32, host, like, packed, put_rows, take_rows
 from fd_xpu.framework import paddle
-from fd_xpu.paging import rows_of
+from fd_xpu.memory import SCALE_BYTES
+from fd_xpu.paging import coded, rows_of
 
 NAME = "reshape_and_cache_flash"
-AUTO, FP8 = ("auto", ""), "fp8_e4m3"
+AUTO, FP8, INT8 = ("auto", ""), "fp8_e4m3", "int8"
 LARGEST = 448.0  # of e4m3fn
 
 
@@ -26,7 +27,8 @@ def reshape_and_cache_flash(
     kv_cache_dtype: str,
 ) -> None:
     """In place: one scatter of rows per cache. Skipped slots are dropped on the host."""
-    check(kv_cache_dtype in (*AUTO, FP8), f"{NAME}.kv_cache_dtype", (*AUTO, FP8), repr(kv_cache_dtype))
+    modes = (*AUTO, FP8, INT8)
+    check(kv_cache_dtype in modes, f"{NAME}.kv_cache_dtype", modes, repr(kv_cache_dtype))
     _check_types(key, key_cache, kv_cache_dtype)
     slots = host(slot_mapping)
     limit = key_cache.shape[0] * key_cache.shape[1]
@@ -43,8 +45,10 @@ def reshape_and_cache_flash(
 
 
 def _check_types(key: Value, cache: Value, mode: str) -> None:
-    if mode == FP8:
-        allowed = [paddle.uint8]
+    width = key.shape[2] + (SCALE_BYTES if mode == INT8 else 0)
+    check(cache.shape[3] == width, f"{NAME}.key_cache", f"rows of {width}", list(cache.shape))
+    if mode in (FP8, INT8):
+        allowed = [paddle.uint8 if mode == FP8 else paddle.int8]
     else:
         allowed = [key.dtype]
         if key.dtype == paddle.float32:
@@ -55,9 +59,11 @@ def _check_types(key: Value, cache: Value, mode: str) -> None:
 
 
 def write_rows(rows: Value, cache: Value, slots: Array, scale: Value | None) -> None:
-    """rows [n, heads, dim] into the slots [n] of a cache."""
-    heads, dim = rows.shape[1], rows.shape[2]
-    if scale is None:
+    """rows [n, heads, dim] into the slots [n] of a cache, as its type stores them."""
+    heads = rows.shape[1]
+    if cache.dtype == paddle.int8:
+        stored = coded(rows)
+    elif scale is None:
         stored = rounded(rows, cache.dtype)
     else:
         stored, steps = quantised(rows)
@@ -67,7 +73,7 @@ def write_rows(rows: Value, cache: Value, slots: Array, scale: Value | None) -> 
             scale.copy_(lines.reshape(scale.shape), False)
     place = rows_of(cache)
     ids = place.ids(slots, cache.shape[1], heads).reshape(-1)
-    place.put(like(ids, cache), stored.reshape([-1, dim]))
+    place.put(like(ids, cache), stored.reshape([-1, cache.shape[3]]))
 
 
 def quantised(rows: Value) -> tuple[Value, Value]:
