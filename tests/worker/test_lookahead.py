@@ -95,11 +95,15 @@ def make(request: Any, build: Build, build_late: Build) -> Build:
 
 @pytest.fixture(scope="module")
 def alone(make: Build) -> Result:
+    return one_by_one(make)
+
+
+def one_by_one(make: Build) -> Result:
     """Each request on its own, step by step, without graphs."""
     built = make(async_scheduling="off", enable_prefix_caching=False, enable_graphs=False)
     result: Result = {}
-    for one in wishes():
-        built.engine.add_request(one)
+    for wish in wishes():
+        built.engine.add_request(wish)
         result |= collect(built.engine)
     assert any(len(outputs) < 13 for outputs in result.values())  # some stop early
     return result
