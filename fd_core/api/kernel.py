@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fd_core.api.device import DeviceInfo
-from fd_core.api.dtype import DType
+from fd_core.api.dtype import FLOATS, DType
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 
 
@@ -79,19 +79,37 @@ class Require:
         verdict = YES
         if (low is not None and device.arch_rank < low) or (high is not None and device.arch_rank > high):
             want = self.arch_name or f"rank {low}..{high}"
-            verdict &= Verdict.no(ReasonCode.ARCH, op, want, device.arch)
+            verdict &= Verdict.no(ReasonCode.ARCH, op, want, device.arch, f"use {want}; {_ORACLE}")
         missing = self.features - device.features
         if missing:
-            verdict &= Verdict.no(ReasonCode.FEATURE, op, sorted(missing), sorted(device.features))
+            want, have = (", ".join(sorted(words)) for words in (missing, device.features))
+            fix = f"use a device with {want}; {_ORACLE}"
+            verdict &= Verdict.no(ReasonCode.FEATURE, op, want, have or "none", fix)
         return verdict
 
     def check_dtypes(self, op: str, dtypes: Mapping[str, DType | None]) -> Verdict:
         """Are the element types (by parameter name, None = absent) among the allowed ones?"""
+        wrong = [
+            (n, d, self.dtypes[n]) for n, d in dtypes.items() if d and d not in self.dtypes.get(n, (d,))
+        ]
         return Verdict.all(
-            Verdict.no(ReasonCode.DTYPE, f"{op}.{name}", " | ".join(map(str, allowed)), dtypes[name])
-            for name, allowed in self.dtypes.items()
-            if dtypes.get(name) is not None and dtypes[name] not in allowed
+            Verdict.no(ReasonCode.DTYPE, f"{op}.{name}", _names(allowed), have, _conversion(have, allowed))
+            for name, have, allowed in wrong
         )
+
+
+_ORACLE = "FD_FALLBACK=warn runs the op on the NumPy oracle"
+
+
+def _names(types: tuple[DType, ...]) -> str:
+    return " | ".join(map(str, types))
+
+
+def _conversion(have: DType, allowed: tuple[DType, ...]) -> str:
+    """What to do about an element type; the narrowest float for a whole model."""
+    floats = sorted(set(allowed) & set(FLOATS), key=lambda kind: (kind.bits, kind.name != "bfloat16"))
+    model = f"; a whole model: --dtype {floats[0]}" if floats and have in FLOATS else ""
+    return f"convert the tensor to {' or '.join(map(str, allowed))}{model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +119,7 @@ class Kernel:
     `target`: the callable, or "module:attribute" imported when the dispatch table is frozen.
     `supports`: the shape-dependent part, a pure function of the call's arguments.
     `allocates`: the kernel makes temporaries of its own, so it cannot be captured into a graph.
+    `source`: the files that it is made from, separated by blanks, for reports.
     """
 
     op: str
@@ -111,3 +130,4 @@ class Kernel:
     priority: int = 0
     numerics: Numerics = Numerics.TOLERANCE
     allocates: bool = False
+    source: str = ""

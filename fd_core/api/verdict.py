@@ -79,3 +79,12 @@ class Verdict:
 
 
 YES = Verdict()
+
+
+class NotBuiltError(AttributeError):
+    """Raised where a kernel's target is looked up: this build lacks it, for the reasons of `verdict`,
+    which reports then give word for word. Any other error there counts as a fault of the build."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(str(verdict))
+        self.verdict = verdict

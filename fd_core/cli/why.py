@@ -50,7 +50,7 @@ def explain_op(
     from fd_core.host.jsonable import from_device
     from fd_core.host.plugins import plugin_host
 
-    definition = _find(name)
+    definition = find_op(name)
     kind = _dtype(definition, dtype)
     call = example(definition, kind, dict(_shape(definition, text, kind) for text in shapes))
     host = plugin_host()
@@ -69,14 +69,17 @@ def explain_op(
     }
 
 
-def _find(name: str) -> OpDef:
+def find_op(name: str) -> OpDef:
+    """The op of the catalogue. FdError for another name, with what to use instead where that is known."""
+    from fd_core.compat.fastdeploy.absent import REASONS, refusal
     from fd_core.host.errors import FdError
     from fd_core.ops.catalogue import find
 
     try:
         return find(name)
     except KeyError as error:
-        raise FdError(str(error.args[0])) from None
+        verdict = refusal(name) if name in REASONS else None
+        raise FdError(str(verdict or error.args[0]), verdict) from None
 
 
 def _dtype(definition: OpDef, name: str | None) -> DType:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fd_core.api.device import DeviceInfo
 from fd_core.api.kernel import Kernel
-from fd_core.api.verdict import YES, ReasonCode, Verdict
+from fd_core.api.verdict import YES, NotBuiltError, ReasonCode, Verdict
 from fd_core.host.dispatch import Dispatch, FallbackOp, FrozenOp, GuardedOp, resolve
 from fd_core.host.errors import PlatformError
 from fd_core.host.oracle import ORACLE, oracle_kernel
@@ -98,8 +98,18 @@ def _bound(op: str, rows: list[Offer]) -> tuple[list[Offer], Callable[..., Any] 
 
 
 def not_built(op: str, kernel: Kernel, error: Exception) -> Verdict:
-    fix = f"build {kernel.provider} with this op"
-    return Verdict.no(ReasonCode.NOT_BUILT, f"{op} of {kernel.provider}", kernel.target, error, fix)
+    """The plug-in's own reasons, if it gives some; else what went wrong when its target was looked up."""
+    if isinstance(error, NotBuiltError):
+        return error.verdict
+    fix = f"install {kernel.provider} again, or report it to its authors"
+    have = f"{type(error).__name__}: {error}"
+    return Verdict.no(ReasonCode.NOT_BUILT, f"{op} of {kernel.provider}", kernel.target, have, fix)
+
+
+def no_kernel(op: str, device: DeviceInfo) -> Verdict:
+    """No plug-in has a record of this op for the device."""
+    fix = "FD_FALLBACK=warn runs it on the NumPy oracle"
+    return Verdict.no(ReasonCode.NO_KERNEL, op, f"a kernel for {device.name}", "none", fix)
 
 
 def _without_kernel(
@@ -108,8 +118,7 @@ def _without_kernel(
     name = definition.name
     reason = Verdict.all(verdict for _, verdict in rows)
     if not rows:
-        fix = "FD_FALLBACK=warn runs it on the NumPy oracle"
-        reason = Verdict.no(ReasonCode.NO_KERNEL, name, f"a kernel for {device.name}", "none", fix)
+        reason = no_kernel(name, device)
     if policy == "error":
         return reason
     oracle = oracle_kernel(definition)

@@ -78,7 +78,9 @@ def preferences(rows: Iterable[str]) -> dict[str, str]:
     unknown = sorted(set(pairs) - set(catalogue()))
     if unknown or not all(pairs.values()):
         have = ", ".join(unknown) or ",".join(rows)
-        verdict = Verdict.no(ReasonCode.POLICY, "FD_KERNELS", "op=provider with ops of the catalogue", have)
+        verdict = Verdict.no(
+            ReasonCode.POLICY, "FD_KERNELS", "op=provider with ops of the catalogue", have, "correct it"
+        )
         raise PlatformError(str(verdict), verdict)
     return pairs
 

@@ -21,21 +21,27 @@ from fd_core.ops.kv_cache.reshape_and_cache_flash import SCALE_BYTES
 
 _MAX_HEAD_DIM = 512
 _FLOAT_NAMES = " | ".join(map(str, FLOATS))
+_OTHER_BACKEND = "FD_ATTENTION_BACKEND names another backend, if one takes it (fd doctor lists them)"
+_MODEL = "correct it in the model's config.json"
 
 
 def _verdicts(name: str, spec: AttentionSpec) -> Iterator[Verdict]:
     if spec.head_dim % 8 or not 8 <= spec.head_dim <= _MAX_HEAD_DIM:
         want = f"a multiple of 8 up to {_MAX_HEAD_DIM}"
-        yield Verdict.no(ReasonCode.HEAD_DIM, f"{name}.head_dim", want, spec.head_dim)
+        yield Verdict.no(ReasonCode.HEAD_DIM, f"{name}.head_dim", want, spec.head_dim, _OTHER_BACKEND)
     if spec.num_kv_heads < 1 or spec.num_heads % spec.num_kv_heads:
         want = f"a multiple of num_kv_heads = {spec.num_kv_heads}"
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.num_heads", want, spec.num_heads)
+        yield Verdict.no(ReasonCode.SHAPE, f"{name}.num_heads", want, spec.num_heads, _MODEL)
     if spec.block_size < 1:
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.block_size", "at least 1", spec.block_size)
+        yield Verdict.no(
+            ReasonCode.SHAPE, f"{name}.block_size", "at least 1", spec.block_size, "--block-size 16"
+        )
     if spec.window is not None and spec.window < 1:
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window)
+        yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window, _MODEL)
     if spec.dtype not in FLOATS:
-        yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", _FLOAT_NAMES, spec.dtype)
+        yield Verdict.no(
+            ReasonCode.DTYPE, f"{name}.dtype", _FLOAT_NAMES, spec.dtype, f"--dtype {FLOATS[0]}"
+        )
     wanted = (*(FLOATS if spec.dtype == float32 else (spec.dtype,)), int8)
     if spec.cache_dtype not in wanted:
         fix = f"use a cache of {spec.dtype}"

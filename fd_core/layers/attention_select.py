@@ -17,7 +17,11 @@ def _verdict(backend: Backend, spec: AttentionSpec, device: DeviceInfo, wanted: 
     verdict = backend.supports(spec, device)
     if wanted and backend.name != wanted:
         verdict &= Verdict.no(
-            ReasonCode.DISABLED, backend.name, f"the named backend {wanted}", backend.name
+            ReasonCode.DISABLED,
+            backend.name,
+            f"the named backend {wanted}",
+            backend.name,
+            f"unset FD_ATTENTION_BACKEND, or name {backend.name}",
         )
     return verdict
 

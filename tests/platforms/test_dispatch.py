@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import timeit
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from fd_core.api.device import HOST, DeviceInfo
 from fd_core.api.dtype import FLOATS
 from fd_core.api.kernel import Kernel, Require
 from fd_core.api.tensor import Tensor, from_numpy
-from fd_core.api.verdict import YES, ReasonCode, Verdict
+from fd_core.api.verdict import YES, NotBuiltError, ReasonCode, Verdict
 from fd_core.host.dispatch import Dispatch, FrozenOp, GuardedOp
 from fd_core.host.errors import PlatformError, UnsupportedOpError
 from fd_core.host.explain import chosen, example, explain
@@ -96,7 +98,9 @@ def test_device_that_does_not_meet_the_requirements(requires: Require, code: Rea
     ops = table(kernel(1, requires=requires))
     with pytest.raises(UnsupportedOpError, match=code.value) as caught:
         outcome(ops)
-    assert caught.value.verdict.reasons[0].code is code
+    (reason,) = caught.value.verdict.reasons
+    assert reason.code is code
+    assert "FD_FALLBACK=warn" in reason.fix
     assert "rms_norm" not in ops
 
 
@@ -130,7 +134,26 @@ def test_kernel_that_this_build_lacks() -> None:
     ops = table(Kernel("rms_norm", "vendor", "fd_core.api.dtype:no_such_thing"), kernel(3, priority=-1))
     assert outcome(ops) == 3
     ((_, verdict),) = ops.rms_norm.losers
-    assert verdict.reasons[0].code is ReasonCode.NOT_BUILT
+    (reason,) = verdict.reasons
+    assert reason.code is ReasonCode.NOT_BUILT
+    assert reason.subject == "rms_norm of vendor"
+    assert "no_such_thing" in reason.have
+    assert "install vendor again" in reason.fix
+
+
+def test_a_plugin_says_itself_what_its_build_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Verdict.no(ReasonCode.NOT_BUILT, "vendor", "kernels for toy_2", "none", "build with TOYS=2")
+
+    def __getattr__(name: str) -> Any:
+        raise NotBuiltError(own)
+
+    module = ModuleType("vendor_library")
+    module.__getattr__ = __getattr__  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    ops = table(Kernel("rms_norm", "vendor", "vendor_library:rms_norm"))
+    assert ops.missing["rms_norm"] == own
+    with pytest.raises(UnsupportedOpError, match="fix: build with TOYS=2"):
+        outcome(ops)
 
 
 class TestGuard:
@@ -204,7 +227,8 @@ def test_ledger_rows_and_text() -> None:
             "variant": "toy_2",
             "calls": 1,
             "fallbacks": 1,
-            "reason": "[DTYPE] rms_norm.x: want float16, have float32",
+            "reason": "[DTYPE] rms_norm.x: want float16, have float32; "
+            "fix: convert the tensor to float16; a whole model: --dtype float16",
         }
     ]
     assert "fd-vendor 2.1" in ledger.text()

@@ -61,13 +61,34 @@ _GROUPS: dict[str, str] = {
 #: Why an operator is absent, by name.
 REASONS: dict[str, str] = {name: reason for reason, names in _GROUPS.items() for name in names.split()}
 
+#: Ops of the catalogue that do the same work on other layouts or in other steps.
+_WORK: dict[str, str] = {
+    "weight_quantize, then weight_only_linear (int8 or int4 weights, 16-bit activations)": """
+        machete_prepack_B machete_mm w4afp8_gemm w4afp8_gemm_weight_convert w4afp8_gemm_scale_permute""",
+    "moe_expert_ffn (experts of 16-bit floats)": """
+        moe_wna16_marlin_gemm MoeWna16MarlinGemmApi moe_expert_ffn_wint2 w8a8_group_gemm""",
+    "cutlass_scaled_mm": """
+        cutlass_scaled_mm_azp cutlass_fp8_fp8_half_gemm_fused per_channel_fp8_fp8_half_gemm_fused""",
+    "rope_and_cache, then paged_attention": "gqa_rope_write_cache",
+    "sample_top_k_top_p": "air_top_p_sampling top_p_candidates",
+}
+INSTEAD: dict[str, str] = {name: ops for ops, names in _WORK.items() for name in names.split()}
+
+
+def refusal(name: str) -> Verdict:
+    """Why there is no op for an operator of `REASONS`, and what to use."""
+    use = INSTEAD.get(name)
+    fix = f"use {use}" if use else "dir(fd_core.compat.fastdeploy) lists what there is"
+    have = f"none: {REASONS[name]}"
+    where = "docs/paddle.md says what differs"
+    return Verdict.no(
+        ReasonCode.NO_KERNEL, f"operator {name!r}", "an op of the catalogue", have, f"{fix}; {where}"
+    )
+
 
 def absent(name: str) -> Callable[..., Any]:
     """A callable that raises UnsupportedOpError with the reason."""
-    verdict = Verdict.no(
-        ReasonCode.NO_KERNEL, f"operator {name!r}", "an op of the catalogue", f"none: {REASONS[name]}",
-        "dir(fd_core.compat.fastdeploy) lists what there is, docs/paddle.md what to use instead",
-    )  # fmt: skip
+    verdict = refusal(name)
 
     def call(*args: Any, **kwargs: Any) -> NoReturn:
         raise UnsupportedOpError(str(verdict), verdict)

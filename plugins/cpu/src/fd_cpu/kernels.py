@@ -24,6 +24,7 @@ def kernel(entry: Entry) -> Kernel:
         requires=Require(dtypes=dtypes),
         priority=100,
         numerics=Numerics(entry.numerics),
+        source=" ".join(f"csrc/{file}" for file in entry.sources),
     )
 
 

@@ -30,7 +30,8 @@ class Level:
         missing = sorted(set(self.needs) - set(present))
         if not missing:
             return Verdict()
-        return Verdict.no(ReasonCode.ARCH, f"isa {self.name}", "CPU features " + " ".join(missing), "none")
+        want, fix = "CPU features " + " ".join(missing), "unset FD_CPU_ISA: a level that fits is chosen"
+        return Verdict.no(ReasonCode.ARCH, f"isa {self.name}", want, "none of them", fix)
 
 
 def _ladder_file() -> Path:

@@ -35,6 +35,7 @@ Array = np.ndarray[Any, Any]
 _HEAD_DIMS = (64, 128, 256)
 _SPACE = 256 << 20  # bytes that the wrapper keeps partial results and its plan in
 _FROM = 80
+_NATIVE = "use CUDA_ATTN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,19 @@ def _installed(name: str) -> Iterator[Verdict]:
 
 def _limits(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[Verdict]:
     if device.arch_rank < _FROM:
-        yield Verdict.no(ReasonCode.ARCH, name, f"sm_{_FROM} or newer", device.arch)
+        yield Verdict.no(ReasonCode.ARCH, name, f"sm_{_FROM} or newer", device.arch, _NATIVE)
     if spec.head_dim not in _HEAD_DIMS:
         want = " | ".join(map(str, _HEAD_DIMS))
-        yield Verdict.no(ReasonCode.HEAD_DIM, f"{name}.head_dim", want, spec.head_dim)
+        yield Verdict.no(ReasonCode.HEAD_DIM, f"{name}.head_dim", want, spec.head_dim, _NATIVE)
     if spec.dtype not in (bfloat16, float16):
-        yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", "bfloat16 | float16", spec.dtype)
+        yield Verdict.no(
+            ReasonCode.DTYPE, f"{name}.dtype", "bfloat16 | float16", spec.dtype, "--dtype bfloat16"
+        )
     if spec.cache_dtype != spec.dtype:
-        yield Verdict.no(ReasonCode.DTYPE, f"{name}.cache_dtype", spec.dtype, spec.cache_dtype)
+        fix = f"use a cache of {spec.dtype}"
+        yield Verdict.no(ReasonCode.DTYPE, f"{name}.cache_dtype", spec.dtype, spec.cache_dtype, fix)
     if spec.sinks:
-        yield Verdict.no(ReasonCode.FEATURE, f"{name}.sinks", "none", "sinks", "use CUDA_ATTN")
+        yield Verdict.no(ReasonCode.FEATURE, f"{name}.sinks", "none", "sinks", _NATIVE)
 
 
 class FlashInferAttention(AttentionBackend):

@@ -21,10 +21,12 @@ def records(entry: Entry, rung_name: str) -> list[Kernel]:
     types = {name: tuple(map(dtype, names)) for name, names in entry.dtypes.items()}
     narrow = {name: without_bf16(given) for name, given in types.items()}
     low, high = bounds(entry)
-    if narrow == types or low >= BF16_FROM:
+    if narrow == types:
         return [_record(entry, rung_name, types, low, high)]
-    early = _record(entry, rung_name, narrow, low, BF16_FROM - 1)
-    return [_record(entry, rung_name, types, BF16_FROM, high), early]
+    late = _record(entry, rung_name, types, max(low, BF16_FROM), high)
+    if low >= BF16_FROM or not all(narrow.values()):
+        return [late]
+    return [late, _record(entry, rung_name, narrow, low, BF16_FROM - 1)]
 
 
 def bounds(entry: Entry) -> tuple[int, int | None]:
@@ -44,4 +46,5 @@ def _record(entry: Entry, rung_name: str, types: dict, low: int, high: int | Non
         requires=Require(arch=(low, high), arch_name=name, dtypes=types),
         priority=100,
         numerics=Numerics(entry.numerics),
+        source=" ".join(f"csrc/{file}" for file in entry.sources),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fd_core.api.ffi import tvm_ffi
-from fd_core.api.verdict import YES, ReasonCode, Verdict
+from fd_core.api.verdict import YES, NotBuiltError, ReasonCode, Verdict
 from fd_core.environ import Variable, registry
 from fd_cuda.arch import LADDER
 from fd_cuda.cublas import library_files
@@ -35,10 +35,11 @@ def verdict() -> Verdict:
     missing = [path for path in overrides() or [FILE] if not path.exists()]
     if not missing:
         return YES
-    fix = "reinstall fd-cuda without FD_CUDA_ARCHS=none"
     if overrides():
         fix = "build it with dev_build.py, or unset FD_CUDA_LIBRARY"
-    return Verdict.no(ReasonCode.NOT_BUILT, "fd-cuda kernels", missing[0], "no such file", fix)
+        return Verdict.no(ReasonCode.NOT_BUILT, "FD_CUDA_LIBRARY", missing[0], "no such file", fix)
+    have, fix = "a build without kernels", "install fd-cuda again, without FD_CUDA_ARCHS=none"
+    return Verdict.no(ReasonCode.NOT_BUILT, "fd-cuda", f"kernels in lib/{FILE.name}", have, fix)
 
 
 @cache
@@ -81,6 +82,8 @@ def function(name: str) -> Any:
 
 def contains(rung: str, op: str) -> Verdict:
     """Whether this build holds machine code of `op` for a rung such as sm_90."""
+    if not overrides() and not FILE.exists():
+        return verdict()
     target = next(arch.target for arch in LADDER if arch.name == rung)
     table = read_table(table_file())
     entry = table.ops.get(op) or table.private[op]
@@ -91,11 +94,11 @@ def contains(rung: str, op: str) -> Verdict:
 
 
 def __getattr__(name: str) -> Any:
-    """`sm_90.rms_norm` -> the export; AttributeError where the build lacks it."""
+    """`sm_90.rms_norm` -> the export; NotBuiltError where the build lacks it."""
     rung, dot, op = name.partition(".")
     if not dot or name.startswith("__"):
         raise AttributeError(name)
     held = contains(rung, op)
     if not held.ok:
-        raise AttributeError(str(held))
+        raise NotBuiltError(held)
     return function(op)

@@ -114,20 +114,25 @@ def store(new: Any, pool: Any, plan: Plan) -> None:
     put_rows(pool, plan.slots, stored.reshape([chosen.shape[0], -1]))
 
 
+_OTHER = "FD_ATTENTION_BACKEND names another backend, if one takes it (fd doctor lists them)"
+_MODEL = "correct it in the model's config.json"
+
+
 def _verdicts(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[Verdict]:
     if PADDLE_TENSORS not in device.features:
         have = " ".join(sorted(device.features)) or "none"
-        yield Verdict.no(ReasonCode.FEATURE, name, f"a device with {PADDLE_TENSORS}", have)
+        yield Verdict.no(ReasonCode.FEATURE, name, f"a device with {PADDLE_TENSORS}", have, _OTHER)
     if spec.head_dim % 8 or not 8 <= spec.head_dim <= MAX_HEAD_DIM:
         want = f"a multiple of 8 up to {MAX_HEAD_DIM}"
-        yield Verdict.no(ReasonCode.HEAD_DIM, f"{name}.head_dim", want, spec.head_dim)
+        yield Verdict.no(ReasonCode.HEAD_DIM, f"{name}.head_dim", want, spec.head_dim, _OTHER)
     if spec.num_kv_heads < 1 or spec.num_heads % spec.num_kv_heads:
         want = f"a multiple of num_kv_heads = {spec.num_kv_heads}"
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.num_heads", want, spec.num_heads)
+        yield Verdict.no(ReasonCode.SHAPE, f"{name}.num_heads", want, spec.num_heads, _MODEL)
     if spec.window is not None and spec.window < 1:
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window)
+        yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window, _MODEL)
     allowed = (*(FLOATS if spec.dtype == float32 else (spec.dtype,)), int8)
     if spec.dtype not in FLOATS or spec.cache_dtype not in allowed:
         want = " | ".join(map(str, allowed if spec.dtype in FLOATS else FLOATS))
         have = f"{spec.dtype} with a cache of {spec.cache_dtype}"
-        yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", want, have)
+        fix = "--dtype bfloat16, and --kv-cache-dtype auto or int8"
+        yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", want, have, fix)

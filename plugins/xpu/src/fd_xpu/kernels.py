@@ -45,6 +45,7 @@ def kernel(op: str, provider: str) -> Kernel:
         priority=100,
         numerics=Numerics(table()[op].get("numerics", "tolerance")),
         allocates=True,  # Paddle's operators make their results
+        source=f"src/fd_xpu/ops/{op}.py",
     )
 
 
