@@ -208,7 +208,8 @@ class PluginHost:
     def simulated_devices(self) -> list[tuple[str, DeviceInfo]]:
         """(platform, facts) of every architecture that a plug-in describes, on hand or not."""
         for plugin in self.plugins:
-            if not plugin.loaded and plugin.probe.platforms:  # it survived being imported by its probe
+            told = plugin.loaded or plugin.described
+            if not told and plugin.probe.platforms:  # it survived being imported by its probe
                 plugin.module, verdict, plugin.deprecations = load(self._manager, plugin.found)
                 plugin.described = verdict.ok
         return [row for _, row in self._collect("fd_simulated_devices", tuple)]

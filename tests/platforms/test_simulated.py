@@ -83,6 +83,7 @@ class TestDescribed:
         name, info = simulated(host, "ladder:v1,2GiB")
         assert (name, info.arch, info.memory) == ("ladder", "v1", 2 << 30)
         assert info.name == "typical (simulated)"
+        assert simulated(host, "ladder:v1,2GiB") == (name, info)  # asked again
         reason = host.kernels(info)[0].requires.check_device("rms_norm", info).reasons[0]
         assert (reason.code.value, reason.want, reason.have) == ("ARCH", "v2 or newer", "v1")
         assert not host.plugins[0].loaded
