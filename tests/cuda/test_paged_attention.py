@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fd_cuda")
-from fd_cuda import library
+from fd_cuda import driver, library
 from fd_cuda.arch import simulated_devices
 from fd_cuda.attention import CudaAttention
+from fd_cuda.stream import use_stream
 
 from fd_core.api import dtype as dt
 from fd_core.api.attention import AttentionSpec
@@ -106,6 +107,33 @@ def test_a_row_does_not_depend_on_what_its_neighbours_hold(session: Session) -> 
     other["q"][1:] = 1
     assert bits(first[0]) == bits(run(session, "paged_attention_step", other, 1)[0])
     assert bits(first[1:]) != bits(run(session, "paged_attention_step", other, 1)[1:])
+
+
+@device
+def test_two_streams_at_once_have_scratch_of_their_own(session: Session) -> None:
+    """Both merge partial results of many chunks; each comes out as if it were alone."""
+    kind, put = dt.bfloat16.numpy(), session.platform.from_host
+    steps = [
+        random_inputs(
+            np.random.default_rng(seed), kind, [1] * 4, [3000, 900, 2500, 1700], heads=(16, 4), dim=128
+        )
+        for seed in (5, 6)
+    ]
+    alone = [run(session, "paged_attention_step", step, 1) for step in steps]
+    kernel = library.function("paged_attention_step")
+    placed = [[put(v) if isinstance(v, np.ndarray) else v for v in step.values()] for step in steps]
+    outs = [put(np.zeros_like(step["q"])) for step in steps]
+    session.platform.enter()
+    streams = [driver.handle("cuStreamCreate", driver.NON_BLOCKING) for _ in steps]
+    for _ in range(50):
+        for stream, values, out in zip(streams, placed, outs, strict=True):
+            with use_stream(session.device.device, stream):
+                kernel(*values, 1, out)
+    session.platform.synchronize()
+    for stream in streams:
+        driver.call("cuStreamDestroy_v2", stream)
+    for out, want in zip(outs, alone, strict=True):
+        assert bits(session.platform.to_host(out)) == bits(want)
 
 
 @device

@@ -66,8 +66,8 @@ class CudaAttention(AttentionBackend):
     for float32. Beside what the op `paged_attention` gets, the kernels learn the longest query, so that
     a decoding step is one launch.
 
-    The scratch of partial results is allocated when the backend is built: steps may be captured. All
-    calls of a process on one device share it, so they must be on one stream at a time.
+    The scratch of partial results is allocated when the backend is built, so steps may be captured; each
+    stream that runs steps of its own gets another.
     """
 
     name: ClassVar[str] = "CUDA_ATTN"

@@ -1,9 +1,10 @@
 // Device scratch of catalogue ops whose contract has no workspace argument.
 //
-// One buffer per purpose and device: zero when it is allocated, then left as its user leaves it, so
-// that counters which end at zero start at zero. It only grows and what it outgrew stays allocated:
-// captured graphs hold the old addresses. Calls on several streams at once share it; who needs that
-// brings a workspace of its own.
+// One buffer per purpose, device and stream, so that calls on several streams do not meet: zero
+// when it is allocated, then left as its user leaves it, so that counters which end at zero start
+// at zero. It only grows and what it outgrew stays allocated: captured graphs hold the old
+// addresses. Calls that are captured take the buffers of the stream that was first, as graphs are
+// replayed there; graphs that run at the same time on several streams are not provided for.
 #pragma once
 #include <mutex>
 
@@ -28,18 +29,44 @@ enum class Scratch {
 
 constexpr int kMaxDevices = 64;
 
+constexpr int kMaxStreams = 16;
+
 struct WorkspaceSlot {
-  std::mutex lock;
-  void* data = nullptr;
-  size_t bytes = 0;
+  cudaStream_t stream;
+  void* data;
+  size_t bytes;
 };
+
+struct WorkspaceSlots {
+  std::mutex lock;
+  WorkspaceSlot at[kMaxStreams] = {};
+  int count = 0;
+};
+
+// The slot of the call's stream; in a capture, whose stream is often made for it alone, the
+// largest.
+inline WorkspaceSlot& workspace_slot(const Launch& on, WorkspaceSlots& slots) {
+  WorkspaceSlot* largest = &slots.at[0];
+  for (int i = 0; i < slots.count; ++i) {
+    if (slots.at[i].stream == on.stream) return slots.at[i];
+    if (slots.at[i].bytes > largest->bytes) largest = &slots.at[i];
+  }
+  if (capturing(on)) return *largest;
+  if (slots.count == kMaxStreams)
+    fail("RuntimeError", on.op, ": want scratch on at most ", kMaxStreams,
+         " streams, have one more; use the same streams again");
+  WorkspaceSlot& fresh = slots.at[slots.count++];
+  fresh = {on.stream, nullptr, 0};
+  return fresh;
+}
 
 // At least `bytes`, aligned to 256. RuntimeError where it would have to grow while `on.stream` is
 // being captured, MemoryError where the device has no room.
 inline void* workspace(const Launch& on, Scratch purpose, size_t bytes) {
-  static WorkspaceSlot slots[static_cast<int>(Scratch::kCount)][kMaxDevices];
-  WorkspaceSlot& slot = slots[static_cast<int>(purpose)][on.device];
-  const std::lock_guard<std::mutex> guard(slot.lock);
+  static WorkspaceSlots all[static_cast<int>(Scratch::kCount)][kMaxDevices];
+  WorkspaceSlots& slots = all[static_cast<int>(purpose)][on.device];
+  const std::lock_guard<std::mutex> guard(slots.lock);
+  WorkspaceSlot& slot = workspace_slot(on, slots);
   if (slot.bytes >= bytes) return slot.data;
   if (capturing(on))
     fail("RuntimeError", on.op, ": want ", bytes,
