@@ -377,7 +377,8 @@ __device__ __noinline__ int64_t draw(const Entries<Value> entries, float cut, ui
     s.found = threadIdx.x, s.found_mass = running - own;
   __syncthreads();
   uint64_t before = s.found_mass;
-  for (int64_t at = static_cast<int64_t>(s.found) << shift;; at += kSelectThreads) {
+  for (int64_t at = static_cast<int64_t>(s.found) << shift; at < row.rows.width;
+       at += kSelectThreads) {
     const int64_t id = at + threadIdx.x;
     const bool inside = threadIdx.x >> shift == 0 && id < row.rows.width;
     const float p = inside ? row.p(row.rows.data[row.row * row.rows.step + id]) : 0.f;
@@ -389,6 +390,7 @@ __device__ __noinline__ int64_t draw(const Entries<Value> entries, float cut, ui
     __syncthreads();
     if (before > target) return s.best_id;
   }
+  return best_id(row, s);  // never: the buckets' sums are those of their entries
 }
 
 }  // namespace fd
