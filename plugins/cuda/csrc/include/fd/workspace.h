@@ -3,8 +3,8 @@
 // One buffer per purpose, device and stream, so that calls on several streams do not meet: zero
 // when it is allocated, then left as its user leaves it, so that counters which end at zero start
 // at zero. It only grows and what it outgrew stays allocated: captured graphs hold the old
-// addresses. Calls that are captured take the buffers of the stream that was first, as graphs are
-// replayed there; graphs that run at the same time on several streams are not provided for.
+// addresses. Calls that are captured take the largest there is, which is that of the stream where
+// they ran before; graphs that run at the same time on several streams are not provided for.
 #pragma once
 #include <mutex>
 
