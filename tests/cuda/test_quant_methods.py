@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fd_cuda")
 from fd_cuda.arch import simulated_devices
 from fd_cuda.cublas import library_files
-from fd_cuda.quant import METHODS, Int4Linear, Int8DynamicLinear, int4_scale_spec, int4_spec, int8_spec
+from fd_cuda.quant import INTEGERS, Int4Linear, Int8DynamicLinear, int4_scale_spec, int4_spec, int8_spec
 
 from fd_core.api import dtype as dt
 from fd_core.api.device import DeviceInfo
@@ -18,7 +18,7 @@ from fd_core.api.quant import LinearSpec, QuantMethod
 from fd_core.api.verdict import ReasonCode
 from fd_core.quantization.config import QuantError
 
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+every_method = pytest.mark.parametrize("method", INTEGERS, ids=lambda m: m.name)
 
 
 def device(sm: int) -> DeviceInfo:

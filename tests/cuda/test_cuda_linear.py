@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("fd_cuda")
 from fd_cuda import library
-from fd_cuda.quant import METHODS
+from fd_cuda.quant import INTEGERS
 
 from fd_core.api import dtype as dt
 from fd_core.api.quant import LinearSpec
@@ -95,7 +95,7 @@ def test_many_rows(session: Session, dtype: Any) -> None:
 
 
 def make(session: Session, name: str, weight: Array, **config: Any) -> tuple[Any, list[Any]]:
-    chosen = next(m for m in METHODS if m.name == name)
+    chosen = next(m for m in INTEGERS if m.name == name)
     info = session.platform.open(0)
     try:
         method = chosen(info, session.platform, session.ops, config)
