@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import runpy
 from pathlib import Path
@@ -76,3 +77,39 @@ def test_equal_neighbours_share_a_column() -> None:
     a, b = {"op": "all"}, {"op": "-"}
     found = [("x", "1", a), ("x", "2", dict(a)), ("x", "3", b), ("x", "4", a), ("y", "1", a)]
     assert merged(found) == [("x", ["1", "2"], a), ("x", ["3"], b), ("x", ["4"], a), ("y", ["1"], a)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return runpy.run_path(str(TOOLS / "write_reference.py"))
+
+
+class TestReference:
+    def test_is_the_committed_one(self, reference: dict[str, Any]) -> None:
+        """After a change in fd_core/api, docstrings included: python tools/docs/write_reference.py."""
+        assert reference["document"]() == reference["TARGET"].read_text(encoding="utf-8")
+
+    def test_every_public_name_is_in_it(self, committed: dict[str, Any], reference: dict[str, Any]) -> None:
+        text = reference["document"]()
+        constants = {"manifest.PLUGIN_API", "manifest.OLDEST_PLUGIN_API"}  # imported there
+        for name, kind in committed["names"].items():
+            if name not in constants and not kind.startswith("member"):
+                assert name.rpartition(".")[2] in text, name
+        assert "### fd_kernels" in text
+        assert "- `open(index: int) -> DeviceInfo` (abstract)" in text
+
+    def test_every_class_and_function_is_described(self, reference: dict[str, Any]) -> None:
+        bare = [
+            f"{module.__name__}.{name}"
+            for module in reference["modules"]()
+            for name, value in reference["members"](module)
+            if (inspect.isclass(value) and not reference["own_doc"](value))
+            or (inspect.isfunction(value) and not inspect.getdoc(value))
+        ]
+        assert bare == []
+
+    def test_long_calls_are_broken_between_parameters(self, reference: dict[str, Any]) -> None:
+        def long(first: dict[str, int], second: tuple[int, ...] = (), third: str = "x" * 60) -> None: ...
+
+        lines = reference["call"]("long", long).splitlines()
+        assert lines[:3] == ["long(", "    first: dict[str, int],", "    second: tuple[int, ...] = (),"]

@@ -36,7 +36,11 @@ def module_names(module: ModuleType) -> Names:
     short = module.__name__.removeprefix("fd_core.api.")
     names: Names = {}
     for name, value in vars(module).items():
-        if name.startswith("_") or getattr(value, "__module__", module.__name__) != module.__name__:
+        if (
+            name.startswith("_")
+            or name == "TYPE_CHECKING"
+            or getattr(value, "__module__", module.__name__) != module.__name__
+        ):
             continue
         if inspect.isclass(value):
             names |= class_names(f"{short}.{name}", value)
