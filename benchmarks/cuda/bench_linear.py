@@ -45,7 +45,7 @@ def _packed(
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Call:
-    run = library.function("linear")
+    run = library.function("linear_fixed_weight")
     return lambda: run(x, weight, None, out)
 
 

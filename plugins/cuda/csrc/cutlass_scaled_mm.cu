@@ -99,7 +99,7 @@ inline void float8_product(const Launch& on, Tensor a, Tensor b, const ScaledSin
     const ScaledSink part = part_of(sink, first);
     const PlainWeights<f16, kPlainWindow> weights{job.w, job.w_step, job.depth, job.columns};
     const auto rows = static_cast<int>(job.rows);
-    const SkinnyInput<f16> input{job.x, job.x_step, job.depth, rows, 0, 0};
+    const SkinnyInput<f16> input{job.x, job.x_step, job.depth, rows, 0, 0, false};
     if (job.rows <= kStreamedRows && skinny_launch(on, weights, input, part)) return;
     tensor_launch(on, job, part);
   });
@@ -142,7 +142,7 @@ void cutlass_scaled_mm(Tensor c, Tensor a, Tensor b, Tensor a_scales, Tensor b_s
   const Launch on = launch_on(op, a);
   if (blocks) return float8_blocks(on, a, b, fold, sink.to);
   if (is<e4m3>(a)) return float8_product(on, a, b, sink);
-  int8_product(on, {a.data<int8_t>(), b.data<int8_t>(), m, n, k}, sink);
+  int8_product(on, {a.data<int8_t>(), b.data<int8_t>(), m, n, k}, sink, false);
 }
 FD_EXPORT(cutlass_scaled_mm)
 

@@ -25,11 +25,12 @@ void linear_plain(const Launch& on, Tensor x, Tensor weight, const LinearSink& s
 }
 
 template <typename T>
-void linear_half(const Launch& on, Tensor x, Tensor weight, const LinearSink& sink) {
+void linear_half(const Launch& on, Tensor x, Tensor weight, const LinearSink& sink, bool fixed) {
   const T *from = x.data<T>(), *w = weight.data<T>();
   const int64_t w_step = weight.stride(0), columns = weight.size(0), depth = x.size(1);
   const PlainWeights<T, kPlainWindow> weights{w, w_step, depth, columns};
-  if (x.size(0) <= kStreamedRows && skinny_launch(on, weights, skinny_input<T>(x), sink)) return;
+  if (x.size(0) <= kStreamedRows && skinny_launch(on, weights, skinny_input<T>(x, fixed), sink))
+    return;
   tensor_launch<T>(on, {from, w, x.stride(0), w_step, x.size(0), columns, depth}, sink);
 }
 
@@ -54,12 +55,13 @@ bool linear_library(const Launch& on, Tensor x, Tensor weight, OptTensor bias, T
            bias ? bias.data<void>() : nullptr, out.data<void>()});
 }
 
-void dense_linear(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Tensor out) {
+void dense_linear(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Tensor out,
+                  bool fixed) {
   if (linear_library(on, x, weight, bias, out)) return;
   const LinearSink sink = linear_sink(on.op, x, bias, out);
   if (fits_tensor(on, x, weight))
-    return is<bf16>(x) ? linear_half<bf16>(on, x, weight, sink)
-                       : linear_half<f16>(on, x, weight, sink);
+    return is<bf16>(x) ? linear_half<bf16>(on, x, weight, sink, fixed)
+                       : linear_half<f16>(on, x, weight, sink, fixed);
   dispatch_float(on.op, "x", x, [&](auto tag) {
     dispatch_float(on.op, "weight", weight, [&](auto weight_tag) {
       linear_plain<decltype(tag), decltype(weight_tag)>(on, x, weight, sink);
@@ -67,17 +69,27 @@ void dense_linear(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Ten
   });
 }
 
-void linear(Tensor x, Tensor weight, OptTensor bias, Tensor out) {
-  const char* op = "linear";
+inline void linear_checked(const char* op, Tensor x, Tensor weight, OptTensor bias, Tensor out,
+                           bool fixed) {
   Check{op, "x", x}.rank(2);
   Check{op, "weight", weight}.rank(2).dim(1, x.size(1)).inner_contiguous();
   Check{op, "out", out}.rank(2).dim(1, weight.size(0));
   linear_sink(op, x, bias, out);
   dispatch_float(op, "weight", weight, [](auto) {});
   same_device(op, x, {weight, bias, out});
-  if (out.numel() > 0) dense_linear(launch_on(op, x), x, weight, bias, out);
+  if (out.numel() > 0) dense_linear(launch_on(op, x), x, weight, bias, out, fixed);
+}
+
+void linear(Tensor x, Tensor weight, OptTensor bias, Tensor out) {
+  linear_checked("linear", x, weight, bias, out, false);
 }
 FD_EXPORT(linear)
+
+// The op for a model's weights, which nothing writes: they are read while earlier kernels end.
+void linear_fixed_weight(Tensor x, Tensor weight, OptTensor bias, Tensor out) {
+  linear_checked("linear", x, weight, bias, out, true);
+}
+FD_EXPORT(linear_fixed_weight)
 
 // linear_library_files(files): where cuBLASLt may lie, separated by colons.
 void linear_library_files(std::string_view files) { lt::search(std::string(files)); }

@@ -27,7 +27,8 @@ template <typename T, int Group>
 void linear_int4_launch(const Launch& on, Tensor x, Tensor codes, Tensor scales, OptTensor bias,
                         Tensor out, const LinearSink& sink) {
   using Weights = Int4Weights<T, Group>;
-  const Weights weights{codes.data<uint4>(), scales.data<uint32_t>(), codes.size(1), out.size(1)};
+  const Weights weights{codes.data<uint4>(), scales.data<uint32_t>(),
+                        static_cast<int>(codes.size(1)), out.size(1)};
   packed_linear<Weights, T>(on, weights, x, bias, out, sink);
 }
 

@@ -44,7 +44,7 @@ void linear_int8_dynamic(Tensor x, Tensor codes, Tensor scales, OptTensor bias, 
   is<bf16>(x) ? int8_rows_launch<bf16>(on, x, held, x_scales)
               : int8_rows_launch<f16>(on, x, held, x_scales);
   const Int8Product product{held, codes.data<int8_t>(), rows, codes.size(0), depth};
-  int8_product(on, product, {sink, x_scales, scales.data<float>(), 1, 1});
+  int8_product(on, product, {sink, x_scales, scales.data<float>(), 1, 1}, true);
 }
 FD_EXPORT(linear_int8_dynamic)
 

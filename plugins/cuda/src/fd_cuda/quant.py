@@ -1,4 +1,4 @@
-"""Integer weights, made on the device from a checkpoint's floats while it loads.
+"""Weights as they are, and integer ones made on the device from a checkpoint's floats while it loads.
 
 `wint8`: one scale per output; `wint4`: one per group of inputs and output (option `group_size`: 64 or 128);
 activations stay 16-bit floats. `w8a8`: as `wint8`, and each token's activations become int8 with a scale
@@ -19,6 +19,7 @@ from fd_core.api.quant import LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.quantization.config import QuantError
+from fd_core.quantization.unquantized import Unquantized
 from fd_cuda import library
 
 #: Rows of a weight that are packed together, and steps of k of an int8 window (packed_weights.cuh).
@@ -51,6 +52,21 @@ def _names(types: tuple[DType, ...]) -> str:
 def _want(fits: bool, code: ReasonCode, subject: str) -> Callable[[object, object, str], Verdict]:
     """The verdict of one demand, given what is wanted, what there is, and the fix."""
     return lambda want, have, fix: YES if fits else Verdict.no(code, subject, want, have, fix)
+
+
+class FixedLinear(Unquantized):
+    """Method "none": the `linear` op's kernels, which read weights while the kernel before them ends."""
+
+    priority: ClassVar[int] = 100
+
+    def __init__(
+        self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(device, platform, ops, config)
+        self._linear = library.function("linear_fixed_weight")
+
+    def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
+        self._linear(x, packed, bias, out)
 
 
 class IntegerLinear(QuantMethod):
@@ -157,4 +173,6 @@ class Int8DynamicLinear(IntegerLinear):
         return TensorSpec((columns, depth), dt.int8), TensorSpec((columns,), dt.float32)
 
 
-METHODS: tuple[type[QuantMethod], ...] = (Int8Linear, Int4Linear, Int8DynamicLinear)
+#: Those that pack integers, and all.
+INTEGERS: tuple[type[IntegerLinear], ...] = (Int8Linear, Int4Linear, Int8DynamicLinear)
+METHODS: tuple[type[QuantMethod], ...] = (FixedLinear, *INTEGERS)

@@ -36,7 +36,9 @@ inline bool half_width(const Tensor& t) { return is<bf16>(t) || is<f16>(t); }
 
 // out = x W^T + bias over plain weights, by whatever serves best; arguments are checked
 // (linear.cu).
-void dense_linear(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Tensor out);
+// `fixed`: as in SkinnyInput.
+void dense_linear(const Launch& on, Tensor x, Tensor weight, OptTensor bias, Tensor out,
+                  bool fixed);
 
 // Whether tensor cores can multiply these as they lie.
 inline bool fits_tensor(const Launch& on, Tensor x, Tensor weight) {
@@ -74,8 +76,8 @@ inline bool batch_invariant() {
 
 // x [M, K] for skinny_launch.
 template <typename T>
-SkinnyInput<T> skinny_input(const Tensor& x) {
-  return {x.data<T>(), x.stride(0), x.size(1), static_cast<int>(x.size(0)), 0, 0};
+SkinnyInput<T> skinny_input(const Tensor& x, bool fixed) {
+  return {x.data<T>(), x.stride(0), x.size(1), static_cast<int>(x.size(0)), 0, 0, fixed};
 }
 
 // Any number of rows on tensor cores, without a library. `fold`: how parts of K are added up.

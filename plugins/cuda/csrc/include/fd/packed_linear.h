@@ -34,7 +34,7 @@ void packed_tiles(const Launch& on, const Weights& weights, Tensor x, const Line
                   blocks_of(weights.columns, kPackedTiles * kSkinnyTile));
   allow_shared_once<linear_packed_tiles<Weights, T, WM, kStages>>(on, kShared);
   run_overlapped(on, linear_packed_tiles<Weights, T, WM, kStages>, grid, dim3(256), kShared,
-                 weights, skinny_input<T>(x), sink);
+                 weights, skinny_input<T>(x, true), sink);
 }
 
 // x [M, K] of 16-bit elements, out [M, N]; `weights` made for x's type.
@@ -42,7 +42,8 @@ template <typename Weights, typename T>
 void packed_linear(const Launch& on, const Weights& weights, Tensor x, OptTensor bias, Tensor out,
                    const LinearSink& sink) {
   const int64_t rows = x.size(0);
-  if (rows <= kSkinnyRows && skinny_launch(on, weights, skinny_input<T>(x), sink)) return;
+  const SkinnyInput<T> input = skinny_input<T>(x, true);
+  if (rows <= 2 * kSkinnyRows && skinny_launch(on, weights, input, sink)) return;
   if (rows > kTiledRows && !batch_invariant())
     return packed_strips<Weights, T>(on, weights, x, bias, out);
   if (rows <= kPackedRowsOfWarp) return packed_tiles<Weights, T, 1>(on, weights, x, sink);

@@ -86,10 +86,12 @@ struct Int8Weights {
   static constexpr int kDeep = 8, kFlat = 4, kBlocks = 2;
   const uint4* codes;
   const float* scales;
-  int64_t windows, columns;
+  int windows;  // of a tile; units are counted in 32 bits
+  int64_t columns;
 
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
-    const uint4* from = codes + (int64_t{tile} * windows + window) * (32 * kUnits) + lane;
+    const uint4* from =
+        codes + static_cast<uint32_t>((tile * windows + window) * (32 * kUnits) + lane);
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
   }
@@ -118,14 +120,16 @@ struct Int4Weights {
   static constexpr int kDeep = 512 / Group, kFlat = 256 / Group, kBlocks = 2;
   const uint4* codes;
   const uint32_t* scales;  // two bfloat16 each
-  int64_t windows, columns;
+  int windows;             // of a tile; units are counted in 32 bits
+  int64_t columns;
 
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
-    const int64_t at = int64_t{tile} * windows + window;
-    const uint4* from = codes + at * (32 * kUnits) + lane;
+    const uint32_t at = tile * windows + window;
+    const uint4* from = codes + (at * (32 * kUnits) + lane);
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
-    copy_async4(reinterpret_cast<uint32_t*>(slot + 32 * kUnits) + lane, scales + at * 8 + lane / 4);
+    copy_async4(reinterpret_cast<uint32_t*>(slot + 32 * kUnits) + lane,
+                scales + (at * 8 + lane / 4));
   }
   __device__ __forceinline__ float2 window_scales(const uint4* slot, int lane) const {
     const uint32_t both = reinterpret_cast<const uint32_t*>(slot + 32 * kUnits)[lane];

@@ -37,15 +37,16 @@ inline bool int8_library(const Launch& on, const Int8Product& p, const ScaledSin
   return true;
 }
 
-// The sums are exact: the ways give the same bits.
-inline void int8_product(const Launch& on, const Int8Product& p, const ScaledSink& sink) {
+// The sums are exact: the ways give the same bits. `fixed`: as in SkinnyInput, for b.
+inline void int8_product(const Launch& on, const Int8Product& p, const ScaledSink& sink,
+                         bool fixed) {
   const auto* a = reinterpret_cast<const int8x2*>(p.a);
   const auto* b = reinterpret_cast<const int8x2*>(p.b);
   const int64_t depth = p.depth / 2;
   const bool many = p.rows > kSkinnyRows && p.rows * p.columns * p.depth >= kLibraryProducts;
   if (many && int8_library(on, p, sink)) return;
   const PlainWeights<int8x2, kPlainWindow> weights{b, depth, depth, p.columns};
-  const SkinnyInput<int8x2> input{a, depth, depth, static_cast<int>(p.rows), 0, 0};
+  const SkinnyInput<int8x2> input{a, depth, depth, static_cast<int>(p.rows), 0, 0, fixed};
   if (p.rows <= kStreamedRows && skinny_launch(on, weights, input, sink)) return;
   tensor_launch<int8x2>(on, {a, b, depth, depth, p.rows, p.columns, depth}, sink);
 }

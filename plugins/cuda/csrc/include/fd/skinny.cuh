@@ -23,12 +23,14 @@ constexpr int kSkinnyWarps = 8, kSkinnyTile = 16, kSkinnyRows = 8;
 constexpr int kPlainWindow = 128;  // of 16-bit weights as they are in a checkpoint
 
 // x [rows, depth]; strides in elements. A block has `each` rows (at most 8); `groups` of blocks
-// share the tiles of W, neighbours the same one, so that its bytes come from memory once.
+// share the tiles of W, neighbours the same one, so that its bytes come from memory once. `fixed`:
+// no kernel under way writes W, so that it may be read before they have ended.
 template <typename T>
 struct SkinnyInput {
   const T* x;
   int64_t step, depth;
   int rows, each, groups;
+  bool fixed;
 };
 
 // The windows of one warp: [first, first + count).
@@ -202,6 +204,7 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
     copy_async_commit();
     if (++next_window >= range.count) next_window = 0, next_tile += step;
   };
+  if (!input.fixed) wait_for_inputs();
 #pragma unroll
   for (int i = 0; i < S; ++i) fetch(ring + i * kStage);
   let_next_start();

@@ -26,11 +26,11 @@ inline void strip_linear(const Launch& on, Tensor x, Tensor weight, OptTensor bi
                          int64_t first) {
   const int64_t count = weight.size(0);
   const ColumnView to(out, first, count);
-  if (!bias) return dense_linear(on, x, weight, bias, Tensor{&to.view});
+  if (!bias) return dense_linear(on, x, weight, bias, Tensor{&to.view}, false);
   const ColumnView part(bias, first, count);
   OptTensor shift;
   shift.t = &part.view;
-  dense_linear(on, x, weight, shift, Tensor{&to.view});
+  dense_linear(on, x, weight, shift, Tensor{&to.view}, false);
 }
 
 // f(first, count, strip) for rows [first, first + count) of a matrix [columns, depth] of T, `first`
