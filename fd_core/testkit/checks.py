@@ -10,11 +10,13 @@ from fd_core.testkit.trial import (
     REFUSALS,
     Array,
     CheckFailed,
+    Guards,
     NotApplicable,
     Trial,
     compare,
     compiled,
     misaligned,
+    or_refuse,
     right_or_refused,
     same,
     tensors,
@@ -46,7 +48,7 @@ def repeats(trial: Trial) -> None:
 
 
 def rows_are_independent(trial: Trial) -> None:
-    """The last row alone gives the bits it gives in the batch."""
+    """The first, the middle and the last row alone give the bits that they give in the batch."""
     compiled(trial)
     names, inputs = trial.definition.rows, trial.inputs()
     count = min((len(inputs[n]) for n in names if isinstance(inputs.get(n), np.ndarray)), default=0)
@@ -55,15 +57,18 @@ def rows_are_independent(trial: Trial) -> None:
             trial.case.coupled or "the contract names no rows, or the case has fewer than two"
         )
     whole = trial.run(arguments(trial.definition, inputs))
-    row = slice(count - 1, count)
-    alone = {k: v[row] if k in names and isinstance(v, np.ndarray) else v for k, v in inputs.items()}
-    try:
-        single = trial.run(arguments(trial.definition, alone))
-    except REFUSALS as error:
-        raise NotApplicable(f"one row alone is no valid call: {error}") from error
-    for param in trial.written():
-        if param.name in names and not same(whole[param.name][row], single[param.name]):
-            raise CheckFailed(f"{param.name}: the last row alone differs from the last row of the batch")
+    for number in sorted({0, count // 2, count - 1}):
+        row = slice(number, number + 1)
+        alone = {k: v[row] if k in names and isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+        try:
+            single = trial.run(arguments(trial.definition, alone))
+        except REFUSALS as error:
+            raise NotApplicable(f"one row alone is no valid call: {error}") from error
+        for param in trial.written():
+            if param.name in names and not same(whole[param.name][row], single[param.name]):
+                raise CheckFailed(
+                    f"{param.name}: row {number} alone differs from row {number} of the batch"
+                )
 
 
 def no_rows(trial: Trial) -> None:
@@ -88,6 +93,17 @@ def misaligned_tensors(trial: Trial) -> None:
     """Tensors that start one element after an aligned address."""
     values = arguments(trial.definition, trial.inputs())
     right_or_refused(trial, values, "misaligned tensors", misaligned(trial.session))
+
+
+def stays_inside(trial: Trial) -> None:
+    """Between guards (NaN in every float type, -1 in every integer): none is changed, none is used."""
+    compiled(trial)
+    inputs, guards = trial.inputs(), Guards(trial.session)
+    got = or_refuse(trial, arguments(trial.definition, inputs), guards.place)
+    if guards.broken():
+        raise CheckFailed("wrote outside of its tensors")
+    if got is not None:
+        compare(trial, got, run_oracle(trial.definition, inputs))
 
 
 def wrong_dtypes(trial: Trial) -> None:

@@ -25,6 +25,7 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
         checks.no_rows,
         checks.strided_tensors,
         checks.misaligned_tensors,
+        checks.stays_inside,
         checks.wrong_dtypes,
         checks.wrong_shapes,
         device_checks.wrong_devices,

@@ -10,14 +10,14 @@ import numpy as np
 
 from fd_core.api.dtype import DType, dtype
 from fd_core.api.kernel import Kernel, Param, ParamKind
-from fd_core.api.tensor import Tensor, from_numpy
+from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_core.api.verdict import YES, Verdict
 from fd_core.host.dispatch import FrozenOp, GuardedOp, accepts
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.oracle import ORACLE
 from fd_core.ops.checks import DataError
 from fd_core.ops.schema import Case, OpDef
-from fd_core.testkit.check import Values, arguments, assert_close
+from fd_core.testkit.check import Values, arguments, assert_close, garbage
 
 if TYPE_CHECKING:
     from fd_core.host.session import Session
@@ -178,6 +178,34 @@ def misaligned(session: Session) -> Place:
         return Tensor(shifted.ptr, array.shape, dtype(array.dtype.name), shifted.storage)
 
     return place
+
+
+class Guards:
+    """Places arrays between guard elements, and tells whether something was written there."""
+
+    SIZE = 256
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._whole: list[Tensor] = []
+
+    def place(self, array: Array) -> Tensor:
+        if not array.size:
+            return self.session.platform.from_host(array)
+        kind = dtype(array.dtype.name)
+        flat = garbage(TensorSpec((array.size + 2 * self.SIZE,), kind))
+        flat[self.SIZE : -self.SIZE] = array.reshape(-1)
+        whole = self.session.platform.from_host(flat)
+        self._whole.append(whole)
+        inside = whole.slice(self.SIZE, self.SIZE + array.size)
+        return Tensor(inside.ptr, array.shape, kind, inside.storage)
+
+    def broken(self) -> bool:
+        return any(self._changed(read(self.session, whole)) for whole in self._whole)
+
+    def _changed(self, flat: Array) -> bool:
+        untouched = garbage(TensorSpec((self.SIZE,), dtype(flat.dtype.name)))
+        return not (same(flat[: self.SIZE], untouched) and same(flat[-self.SIZE :], untouched))
 
 
 def same(a: Array, b: Array) -> bool:

@@ -26,7 +26,10 @@ from fd_core.host.oracle import oracle_target
 from fd_core.host.reference import ReferencePlatform
 from fd_core.host.session import Session
 from fd_core.ops.catalogue import find
+from fd_core.testkit.faults import parse
 from fd_core.testkit.kit import CHECKS, Finding, examine
+from fd_core.testkit.simulated import SimulatedPlatform
+from fd_core.testkit.simulated import kernel as queued
 
 OPS = {"rms_norm": find("rms_norm")}
 FLOATS = ("float32", "bfloat16", "float16")
@@ -150,24 +153,101 @@ def allocating(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     validated(sound)(x, weight, eps, out)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "check"),
-    [
-        (validated(tail_left_out), "agrees_with_oracle"),
-        (validated(uninitialised), "agrees_with_oracle"),
-        (validated(writes_its_input), "agrees_with_oracle"),
-        (validated(rows_coupled), "rows_are_independent"),
-        (validated(nondeterministic), "repeats"),
-        (validated(first_row_unasked), "no_rows"),
-        (no_checks, "wrong_dtypes"),
-        (late_check, "wrong_shapes"),
-        (ignores_strides, "strided_tensors"),
-        (unaware_of_devices, "wrong_devices"),
-        (allocating, "does_not_allocate"),
-    ],
-)
+def one_short(x: Any, weight: Any, eps: float, out: Any) -> None:
+    """The sum of squares ends one element early."""
+    sound(x, weight, eps, out)
+    if x.size:
+        full, short = ((x[:, :n].astype(np.float32) ** 2).sum(1, keepdims=True) for n in (None, -1))
+        out *= np.sqrt((full / x.shape[1] + eps) / (short / x.shape[1] + eps))
+
+
+def first_row_coupled(x: Any, weight: Any, eps: float, out: Any) -> None:
+    sound(x, weight, eps, out)
+    out[:1] *= np.float32(1 + 1e-6 * (len(x) > 1))
+
+
+def without_shape_checks(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """Right types are asked for, and then every tensor has the shape it ought to have."""
+    if x.dtype != float32 or weight.dtype != float32 or out.dtype != float32:
+        raise TypeError(f"rms_norm: dtypes {x.dtype}, {weight.dtype}, {out.dtype}")
+    width = x.shape[-1] if x.ndim else 1
+    flat = [t.numpy().reshape(-1) for t in (x, weight, out)]
+    rows = flat[0].size // width if width else 0
+    result = np.empty((rows, width), np.float32)
+    sound(flat[0][: rows * width].reshape(rows, width), np.resize(flat[1], width), eps, result)
+    flat[2][...] = np.resize(result.reshape(-1), flat[2].size)
+
+
+def ignores_alignment(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """Loads vectors of 16 bytes from where the first one would begin."""
+    validated(sound)(Tensor(x.ptr & ~15, x.shape, x.dtype, x.storage), weight, eps, out)
+
+
+def beyond(tensor: Tensor) -> Any:
+    """The element after the last one, where the storage has one: an array of size 1, else 0."""
+    end = tensor.ptr + tensor.nbytes
+    room = end + tensor.dtype.itemsize <= tensor.storage.ptr + tensor.storage.nbytes
+    return Tensor(end if room else tensor.ptr, (int(room),), tensor.dtype, tensor.storage).numpy()
+
+
+def writes_past_the_end(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    validated(sound)(x, weight, eps, out)
+    beyond(out)[...] = 0
+
+
+def reads_past_the_end(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    validated(sound)(x, weight, eps, out)
+    for after in beyond(x):
+        out.numpy()[-1:] += 0 * after
+
+
+#: Every class of defect that the kit claims to catch, and the check that must.
+PLANTED: dict[str, tuple[Callable[..., None], str]] = {
+    "a tail left out": (validated(tail_left_out), "agrees_with_oracle"),
+    "off by one in a tail": (validated(one_short), "agrees_with_oracle"),
+    "an output not initialised": (validated(uninitialised), "agrees_with_oracle"),
+    "an input written": (validated(writes_its_input), "agrees_with_oracle"),
+    "rows coupled": (validated(rows_coupled), "rows_are_independent"),
+    "the first row coupled": (validated(first_row_coupled), "rows_are_independent"),
+    "equal calls that differ": (validated(nondeterministic), "repeats"),
+    "no rows": (validated(first_row_unasked), "no_rows"),
+    "no check of types": (no_checks, "wrong_dtypes"),
+    "no check of shapes": (without_shape_checks, "wrong_shapes"),
+    "a check after the first write": (late_check, "wrong_shapes"),
+    "strides taken for granted": (ignores_strides, "strided_tensors"),
+    "alignment taken for granted": (ignores_alignment, "misaligned_tensors"),
+    "no check of devices": (unaware_of_devices, "wrong_devices"),
+    "an allocation": (allocating, "does_not_allocate"),
+    "a write past the end": (writes_past_the_end, "stays_inside"),
+    "a read past the end": (reads_past_the_end, "stays_inside"),
+}
+#: The same on the simulated device, where work is done late: fault on demand, and the check.
+FAULTS: dict[str, tuple[str, str]] = {
+    "a stream that nobody waits for": ("stream:rms_norm", "agrees_with_oracle"),
+    "a NaN": ("nan:rms_norm", "agrees_with_oracle"),
+    "a sum in changing order": ("random:rms_norm", "repeats"),
+    "an error that surfaces at synchronize": ("async:2", "agrees_with_oracle"),
+    "a device that goes": ("lost:2", "agrees_with_oracle"),
+}
+#: Checks whose defects lie in a record or a graph: planted by the tests below.
+ELSEWHERE = {"replays", "predicate_agrees"}
+
+
+@pytest.mark.parametrize(("kernel", "check"), PLANTED.values(), ids=PLANTED)
 def test_planted_defect_is_caught(kernel: Callable[..., None], check: str) -> None:
     assert check in failed(kernel)
+
+
+@pytest.mark.parametrize(("fault", "check"), FAULTS.values(), ids=FAULTS)
+def test_fault_of_the_device_is_caught(fault: str, check: str) -> None:
+    platform = SimulatedPlatform(parse((fault,)))
+    table = freeze(OPS, [queued(OPS["rms_norm"])], platform.open(0), policy="error")
+    opened = Session(platform, platform.open(0), table, [], {}, Ledger(table, {}))
+    assert "fail" in {f.status for f in examine(opened, dtypes=["float32"], only=[check])}
+
+
+def test_every_check_has_a_defect_that_it_catches() -> None:
+    assert {check for _, check in (*PLANTED.values(), *FAULTS.values())} | ELSEWHERE == set(CHECKS)
 
 
 def checked(name: str, **how: Any) -> set[str]:
