@@ -94,8 +94,8 @@ def documented_commands() -> list[list[str]]:
     text = (CORE.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
     blocks = text.split("```")[1::2]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    words = [shlex.split(line.removeprefix("FD_FALLBACK=allow ")) for line in lines]
-    return [row[1:] for row in words if row[:1] == ["fd"]]
+    commands = [line.removeprefix("FD_FALLBACK=allow ") for line in lines]
+    return [shlex.split(line)[1:] for line in commands if line.startswith("fd ")]
 
 
 @pytest.mark.parametrize("words", documented_commands(), ids=" ".join)
