@@ -1,9 +1,11 @@
 """Whole engines on one model: prefill and decode, ours and peers alternately, with the machine's ceilings.
 
     python benchmarks/make_model.py --out /tmp/bench/qwen3-0.6b --gguf
+    fd quantize /tmp/bench/qwen3-0.6b /tmp/bench/qwen3-0.6b-w4a8 --method w4a8      # or another, or none
     python benchmarks/bench_engine.py /tmp/bench/qwen3-0.6b \\
         [--peer-python /path/to/venv/bin/python]      # where llama-cpp-python is installed
-        [--torch float32] [--rounds 5] [--cells prefill512,decode1,...] [--out results.json]
+        [--gguf FILE] [--ctranslate2 PYTHON:FOLDER] [--torch float32]
+        [--rounds 5] [--cells prefill512,decode1,...] [--out results.json]
 
 Each engine is a process that loads the model once; in every round each of them runs the cell once, in
 turn, with the ceilings measured in between. Reported: medians over rounds, the ratio to the best peer
@@ -76,26 +78,46 @@ class Peer:
         self.process.wait(20)
 
 
-def limit_seconds(
-    job: dict[str, Any], config: dict[str, Any], read: float, fma: float, width: int
-) -> float:
-    """The least time the machine needs: weights and cache over bandwidth, or operations over peak."""
-    h, ffn, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    layers, heads, kv = (
-        config["num_hidden_layers"],
-        config["num_attention_heads"],
-        config["num_key_value_heads"],
-    )
-    body = layers * (h * dim * (heads + 2 * kv) + heads * dim * h + 3 * h * ffn)
-    head = config["vocab_size"] * h
-    if job["job"] == "prefill":
-        n = job["tokens"]
-        flops = 2 * body * n + 2 * head + layers * heads * dim * 2 * n * n
-        return max(flops / fma, (body + head) * width / read)
-    batch, context = job["batch"], job["context"]
-    cache = batch * context * layers * 2 * kv * dim * width
-    flops = batch * (2 * (body + head) + layers * heads * dim * 4 * context)
-    return job["steps"] * max(((body + head) * width + cache) / read, flops / fma)
+@dataclass(frozen=True)
+class Model:
+    """Sizes that bound a run: bytes of weights read in a decode step, of a cached number, and whether
+    products are those of int8 codes."""
+
+    config: dict[str, Any]
+    weight_bytes: int
+    cache_width: int
+    integer: bool
+
+    @classmethod
+    def of(cls, folder: Path, dtype: str) -> Model:
+        """A folder whose output head is its embedding table, so that a step reads the whole file."""
+        config = json.loads((folder / "config.json").read_text())
+        method = config.get("quantization_config", {}).get("quantization", "")
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        wide = dtype == "float32"
+        return cls(config, size * (2 if wide else 1), 4 if wide else 2, method.endswith("a8"))
+
+    def seconds(self, job: dict[str, Any], ceilings: Ceilings) -> float:
+        """The least time the machine needs: weights and cache over bandwidth, or operations over peak."""
+        c = self.config
+        h, ffn, dim, layers = (
+            c["hidden_size"],
+            c["intermediate_size"],
+            c["head_dim"],
+            c["num_hidden_layers"],
+        )
+        heads, kv = c["num_attention_heads"], c["num_key_value_heads"]
+        body = layers * (h * dim * (heads + 2 * kv) + heads * dim * h + 3 * h * ffn)
+        head, peak = c["vocab_size"] * h, ceilings.dot if self.integer else ceilings.fma
+        if job["job"] == "prefill":
+            n = job["tokens"]
+            attention = layers * heads * dim * 2 * n * n
+            work = (2 * body * n + 2 * head) / peak + attention / ceilings.fma
+            return max(work, self.weight_bytes / ceilings.read)
+        batch, context = job["batch"], job["context"]
+        cache = batch * context * layers * 2 * kv * dim * self.cache_width
+        work = batch * (2 * (body + head) / peak + layers * heads * dim * 4 * context / ceilings.fma)
+        return float(job["steps"] * max((self.weight_bytes + cache) / ceilings.read, work))
 
 
 def measure(peers: list[Peer], cell: Cell, rounds: int, ceilings: Ceilings) -> dict[str, list[float]]:
@@ -106,17 +128,17 @@ def measure(peers: list[Peer], cell: Cell, rounds: int, ceilings: Ceilings) -> d
         for peer in peers:
             times[peer.name].append(peer.run(cell.job))
             ceilings.measure()
+            ceilings.measure_dot()
     return times
 
 
 def row(
-    name: str, cell: Cell, times: dict[str, list[float]], config: dict[str, Any], ceilings: Ceilings
+    name: str, cell: Cell, times: dict[str, list[float]], model: Model, ceilings: Ceilings
 ) -> dict[str, Any]:
     ours = next(iter(times))
     medians = {peer: cell.tokens / statistics.median(values) for peer, values in times.items()}
     others = [rate for peer, rate in medians.items() if peer != ours]
-    width = 4 if ours.endswith("float32") else 2
-    limit = cell.tokens / limit_seconds(cell.job, config, ceilings.read, ceilings.fma, width)
+    limit = cell.tokens / model.seconds(cell.job, ceilings)
     return {
         "cell": name,
         "tokens_per_second": {peer: round(rate, 2) for peer, rate in medians.items()},
@@ -128,6 +150,7 @@ def row(
         "share_of_limit": round(medians[ours] / limit, 3),
         "read_gb_s": round(ceilings.read / 1e9, 1),
         "fma_gflop_s": round(ceilings.fma / 1e9, 1),
+        "dot_gop_s": round(ceilings.dot / 1e9, 1),
     }
 
 
@@ -135,7 +158,11 @@ def start(args: argparse.Namespace) -> list[Peer]:
     folder = args.model.resolve()
     peers = [Peer([sys.executable, "-m", "workers.fd", str(folder)], {"BENCH_DTYPE": args.dtype})]
     if args.peer_python:
-        peers.append(Peer([args.peer_python, "-m", "workers.llamacpp", str(folder / "model-f16.gguf")]))
+        gguf = args.gguf or folder / "model-f16.gguf"
+        peers.append(Peer([args.peer_python, "-m", "workers.llamacpp", str(gguf)]))
+    if args.ctranslate2:
+        python, _, converted = args.ctranslate2.partition(":")
+        peers.append(Peer([python, "-m", "workers.ct2", converted]))
     for precision in args.torch:
         command = [sys.executable, "-m", "workers.transformers_torch", str(folder)]
         peers.append(Peer(command, {"BENCH_DTYPE": precision}))
@@ -147,12 +174,18 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--dtype", default="auto", help="ours: auto (bfloat16), float16 or float32")
     parser.add_argument("--peer-python", default="")
+    parser.add_argument(
+        "--gguf", type=Path, help="llama.cpp's file (default: model-f16.gguf in the folder)"
+    )
+    parser.add_argument(
+        "--ctranslate2", default="", metavar="PYTHON:FOLDER", help="and its converted model"
+    )
     parser.add_argument("--torch", nargs="*", default=[], help="precisions to run transformers in")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cells", default=",".join(CELLS))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    config = json.loads((args.model / "config.json").read_text())
+    model = Model.of(args.model, args.dtype)
     ceilings = Ceilings()
     peers = start(args)
     rows = []
@@ -160,7 +193,7 @@ def main() -> None:
         for name in args.cells.split(","):
             ceilings.reset()
             times = measure(peers, CELLS[name], args.rounds, ceilings)
-            rows.append(row(name, CELLS[name], times, config, ceilings))
+            rows.append(row(name, CELLS[name], times, model, ceilings))
             print(json.dumps(rows[-1]), flush=True)
     finally:
         for peer in peers:

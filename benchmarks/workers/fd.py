@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 from fd_core.engine.build import assemble, build_model
 from fd_core.engine.config import EngineConfig
@@ -64,8 +66,10 @@ class FdWorker:
 
 
 if __name__ == "__main__":
-    dtype = os.environ.get("BENCH_DTYPE", "auto")
+    config = json.loads((Path(sys.argv[1]) / "config.json").read_text())
+    method = config.get("quantization_config", {}).get("quantization")
+    precision = method or os.environ.get("BENCH_DTYPE", "auto")
     serve(
         lambda: FdWorker(sys.argv[1]),
-        {"peer": "fd-core", "precision": dtype, "version": version("fd-core")},
+        {"peer": "fd-core", "precision": precision, "version": version("fd-core")},
     )

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level calls, float16 weights and cache."""
+"""llama.cpp through llama-cpp-python's low-level calls, float16 cache; weights as the file has them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -71,5 +72,6 @@ class LlamaWorker:
 
 
 if __name__ == "__main__":
-    about = {"peer": "llama.cpp", "precision": "float16", "version": llama_cpp.__version__}
+    precision = Path(sys.argv[1]).stem.removeprefix("model-").replace("f16", "float16")
+    about = {"peer": "llama.cpp", "precision": precision, "version": llama_cpp.__version__}
     serve(lambda: LlamaWorker(sys.argv[1]), about)

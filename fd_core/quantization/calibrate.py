@@ -50,7 +50,7 @@ class Watched(QuantMethod):
         return None
 
     def listen(self) -> None:
-        """Make the layer fit to run."""
+        """Make the layer fit to run, and add up what it gets."""
         assert self.spec is not None
         assert self.weight is not None
         self._runs = (self.plain, self.plain.process_weights(self.spec, {"weight": self.weight}))
@@ -71,7 +71,7 @@ class Watched(QuantMethod):
             self.moments += wide.T @ wide
 
     def convert(self) -> dict[str, Tensor]:
-        """The stored tensors of the target; from now on the layer runs on them."""
+        """The stored tensors of the target; a layer that was listened to runs on the rounded weights."""
         assert self.spec is not None
         assert self.weight is not None
         weights = {"weight": self.weight}
@@ -80,7 +80,9 @@ class Watched(QuantMethod):
             rounded, scales = round_to_grid(self.weight.numpy(), self.moments, grid)
             weights = {"weight": _host(rounded), "scale": _host(scales)}
         packed = self.target.process_weights(self.spec, weights)
-        self._runs, self.moments = (self.target, packed), None
+        if self.moments is not None:  # with activations as they are: one set of codes for every method
+            self._runs = (self.plain, self.plain.process_weights(self.spec, {"weight": weights["weight"]}))
+            self.moments = None
         return self.target.store(self.spec, packed)
 
 

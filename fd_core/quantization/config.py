@@ -78,6 +78,9 @@ def parse_quantization(
         if name not in known:
             names = ", ".join(sorted(known))
             raise QuantError(f"quantization: want one of {names}; have {name!r} (is a plug-in missing?)")
+    if asked.experts != UNQUANTIZED:
+        fix = "leave moe_quant_type out: expert weights stay 16-bit"
+        raise QuantError(f"quantization: moe_quant_type: want none, have {asked.experts!r}; fix: {fix}")
     return asked
 
 

@@ -144,10 +144,9 @@ class Conversion:
         for i, block in enumerate(model.blocks):
             layers = list(block.layers())
             self._take(layers)
-            watched = [w for w in map(_watched, layers) if w is not None]
             if streams is not None:
-                for layer in watched:
-                    layer.listen()
+                for watched in filter(None, map(_watched, layers)):
+                    watched.listen()
                 streams.run(i)
             self._round(layers)
             if streams is not None:

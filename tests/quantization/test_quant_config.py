@@ -159,6 +159,8 @@ def test_mixed_methods() -> None:
     assert config.name_for("model.layers.1.mlp.down_proj") == "wint8"
     nothing = parse_quantization(None, '{"quantization": "mix_quant"}', KNOWN)
     assert nothing.name_for("model.layers.1.mlp.down_proj") == "none"
+    with pytest.raises(QuantError, match="moe_quant_type: want none, have 'wint8'"):
+        parse_quantization(None, '{"quantization": "mix_quant", "moe_quant_type": "wint8"}', KNOWN)
     with pytest.raises(QuantError, match="have 'w9'"):
         parse_quantization(None, '{"quantization": "mix_quant", "dense_quant_type": "w9"}', KNOWN)
 

@@ -25,8 +25,20 @@ inline DotQuad dot_quad(const Code* x) {
   std::memcpy(&four, x, sizeof(four));
   return _mm512_set1_epi32(four);
 }
-inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) { return _mm512_dpbusd_epi32(sum, w, x); }
-inline void dot_store(int32_t* to, DotSum sum) { _mm512_storeu_si512(to, sum); }
+// Spelt out: GCC 12 keeps a second copy of each sum for the code behind the loop otherwise.
+inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+  return sum;
+}
+// to[column] += sum * x_scale (* w_scale[column])
+template <bool Scaled>
+inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) {
+  const vf wide = __builtin_convertvector(reinterpret_cast<vi>(sum), vf);
+  if (Scaled)
+    store16(to, load16(to) + (wide * x_scale) * load16(w_scale));
+  else
+    store16(to, load16(to) + wide * x_scale);
+}
 
 #else
 // Two (or four) sums of a column lie side by side, each of every second (fourth) step.
@@ -82,12 +94,19 @@ inline DotQuad dot_quad(const Code* x) {
 inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) { return sum + w * x; }
 #endif
 
-inline void dot_store(int32_t* to, DotSum sum) {
+// to[column] += sum * x_scale (* w_scale[column])
+template <bool Scaled>
+inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) {
   int32_t parts[kDotColumns * kDotParts];
   std::memcpy(parts, &sum, sizeof(parts));
   for (int c = 0; c < kDotColumns; ++c) {
-    to[c] = 0;
-    for (int i = 0; i < kDotParts; ++i) to[c] += parts[c * kDotParts + i];
+    int32_t all = 0;
+    for (int i = 0; i < kDotParts; ++i) all += parts[c * kDotParts + i];
+    const float wide = static_cast<float>(all);
+    if (Scaled)
+      to[c] += (wide * x_scale) * w_scale[c];
+    else
+      to[c] += wide * x_scale;
   }
 }
 #endif

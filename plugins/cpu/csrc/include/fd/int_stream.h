@@ -30,20 +30,30 @@ struct IntJob {
   Sink sink;
 };
 
-// sums[R][P * 32] = codes of x * codes of one group of P panels.
+// Scales of the weights of one group and panel; int8 panels have none here.
+inline void load_scales(const Int8Dot&, const uint8_t*, float*) {}
+inline void load_scales(const Int4Dot&, const uint8_t* header, float* to) {
+  const vu both = load_as<vu>(header);
+  store16(to, reinterpret_cast<vf>(both << 16));
+  store16(to + 16, reinterpret_cast<vf>(both & 0xffff0000u));
+}
+
+// c[R][P * 32] += codes of x * codes of group g of P panels, scaled.
 template <typename W, int P, int U, int R>
-void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w, int32_t* sums) {
+void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w, float* c) {
   const Code* x = job.x.at(row, g);
   const int64_t quads = std::min(job.quads, job.all_quads - g * job.quads);
+  const int64_t begin = g * job.group_bytes, first = row * job.x.groups + g;
+  alignas(64) float scales[P][kPanel];
+  for (int p = 0; p < P; ++p) load_scales(W{}, w[p] + begin, scales[p]);
   for (int sub = 0; sub < kDotUnits; sub += U) {
     DotSum acc[P][U][R];
 #pragma GCC unroll 32
     for (int i = 0; i < P * U * R; ++i) {
-      const int r = i % R;
-      const int32_t sum = job.x.sums[(row + r) * job.x.groups + g];
-      acc[i / (U * R)][i / R % U][r] = dot_start(-W::kLift * sum);
+      const int32_t sum = job.x.sums[first + i % R * job.x.groups];
+      acc[i / (U * R)][i / R % U][i % R] = dot_start(-W::kLift * sum);
     }
-    int64_t at = g * job.group_bytes + W::kHeader;
+    int64_t at = begin + W::kHeader;
     for (int64_t q = 0; q < quads; ++q, at += W::kQuadBytes)
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
@@ -54,48 +64,27 @@ void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w
           acc[p][i % U][i / U] = dot(acc[p][i % U][i / U], W::load(w[p] + at, sub + i % U),
                                      dot_quad(x + i / U * job.x.stride + q * kQuad));
       }
-#pragma GCC unroll 32
-    for (int i = 0; i < P * U * R; ++i)
-      dot_store(sums + i % R * P * kPanel + i / (U * R) * kPanel + (sub + i / R % U) * kDotColumns,
-                acc[i / (U * R)][i / R % U][i % R]);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int u = 0; u < U; ++u) {
+          const int column = (sub + u) * kDotColumns;
+          dot_add<(W::kHeader > 0)>(c + (r * P + p) * kPanel + column, acc[p][u][r],
+                                    job.x.scales[first + r * job.x.groups], scales[p] + column);
+        }
   }
-}
-
-// Scales of the weights of one group and panel; int8 panels have none here.
-inline void load_scales(const Int8Dot&, const uint8_t*, vf* to) { to[0] = to[1] = splat(1.0f); }
-inline void load_scales(const Int4Dot&, const uint8_t* header, vf* to) {
-  const vu both = load_as<vu>(header);
-  to[0] = reinterpret_cast<vf>(both << 16);
-  to[1] = reinterpret_cast<vf>(both & 0xffff0000u);
-}
-
-// c += sums * scale of the row's group * scale of the weights' group; rows `stride` apart.
-inline void add_sums(const vf* scales, const int32_t* sums, const float* x_scales, int64_t x_step,
-                     int rows, int stride, float* c) {
-  for (int r = 0; r < rows; ++r)
-    for (int half = 0; half < 2; ++half) {
-      const int at = r * stride + 16 * half;
-      const vf sum = __builtin_convertvector(load_as<vi>(sums + at), vf);
-      store16(c + at, load16(c + at) + sum * x_scales[r * x_step] * scales[half]);
-    }
 }
 
 // R rows from `row` on and the P panels `ids`: to the output.
 template <typename W, int P, int R>
 void dot_block(const IntJob& job, int64_t row, const int64_t* ids) {
-  alignas(64) int32_t sums[R * P * kPanel];
   alignas(64) float c[R * P * kPanel] = {};
   const uint8_t* w[P];
   for (int p = 0; p < P; ++p) w[p] = job.w + ids[p] * job.panel_bytes;
-  for (int64_t g = 0; g < job.x.groups; ++g) {
-    dot_tile<W, P, dot_units_at_once(R), R>(job, row, g, w, sums);
-    for (int p = 0; p < P; ++p) {
-      vf scales[2];
-      load_scales(W{}, w[p] + g * job.group_bytes, scales);
-      add_sums(scales, sums + p * kPanel, job.x.scales + row * job.x.groups + g, job.x.groups, R,
-               P * kPanel, c + p * kPanel);
-    }
-  }
+  for (int64_t g = 0; g < job.x.groups; ++g)
+    dot_tile<W, P, dot_units_at_once(R), R>(job, row, g, w, c);
   for (int p = 0; p < P; ++p) job.sink.write(row, R, ids[p], c + p * kPanel, P * kPanel);
 }
 
