@@ -90,6 +90,24 @@ def test_every_hook_is_asked() -> None:
     assert sorted(hook for hook in hooks if f'"{hook}"' not in text) == []
 
 
+SOURCES = [CORE, *(CORE.parent / "plugins" / name / "src" for name in ("cpu", "cuda", "xpu"))]
+
+
+def test_every_reason_says_what_to_do() -> None:
+    """Code, subject, want, have and fix, wherever a verdict against something is written down."""
+    short = [
+        f"{file}:{node.lineno}"
+        for folder in SOURCES
+        for file in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("Verdict.no", "Reason")
+        and not any(isinstance(argument, ast.Starred) for argument in node.args)
+        and len(node.args) + len(node.keywords) < 5
+    ]
+    assert short == []
+
+
 def documented_commands() -> list[list[str]]:
     text = (CORE.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
     blocks = text.split("```")[1::2]

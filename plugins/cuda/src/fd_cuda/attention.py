@@ -21,6 +21,8 @@ from fd_cuda import library
 from fd_cuda.arch import BF16_FROM, rung
 
 _MAX_HEAD_DIM = 512
+_OTHER = "FD_ATTENTION_BACKEND names another backend, if one takes it (fd doctor lists them)"
+_MODEL = "correct it in the model's config.json"
 #: The split kernel keeps partial results in device memory.
 _SPLIT, _SPLIT_FROM = "paged_attention_split", 80
 
@@ -29,11 +31,13 @@ def check_heads(name: str, spec: AttentionSpec) -> Iterator[Verdict]:
     """What every attention here needs of a specification's sizes."""
     if spec.num_kv_heads < 1 or spec.num_heads % spec.num_kv_heads:
         want = f"a multiple of num_kv_heads = {spec.num_kv_heads}"
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.num_heads", want, spec.num_heads)
+        yield Verdict.no(ReasonCode.SHAPE, f"{name}.num_heads", want, spec.num_heads, _MODEL)
     if spec.block_size < 1:
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.block_size", "at least 1", spec.block_size)
+        yield Verdict.no(
+            ReasonCode.SHAPE, f"{name}.block_size", "at least 1", spec.block_size, "--block-size 16"
+        )
     if spec.window is not None and spec.window < 1:
-        yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window)
+        yield Verdict.no(ReasonCode.SHAPE, f"{name}.window", "at least 1, or None", spec.window, _MODEL)
 
 
 def check_types(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[Verdict]:
@@ -41,7 +45,7 @@ def check_types(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[
     allowed = tuple(t for t in FLOATS if t != bfloat16 or device.arch_rank >= BF16_FROM)
     if spec.dtype not in allowed:
         want = " | ".join(map(str, allowed))
-        yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", want, spec.dtype)
+        yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", want, spec.dtype, "--dtype float16")
     wanted = allowed if spec.dtype == float32 else (spec.dtype,)
     if spec.cache_dtype not in wanted:
         want, fix = " | ".join(map(str, wanted)), f"use a cache of {spec.dtype}"
@@ -50,7 +54,7 @@ def check_types(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[
 
 def check_device(name: str, device: DeviceInfo) -> Verdict:
     if device.device.type != "cuda":
-        return Verdict.no(ReasonCode.ARCH, name, "an NVIDIA GPU", device.device)
+        return Verdict.no(ReasonCode.ARCH, name, "an NVIDIA GPU", device.device, "--platform cuda")
     return YES
 
 
@@ -89,7 +93,7 @@ class CudaAttention(AttentionBackend):
             return found
         if spec.head_dim % 8 or not 8 <= spec.head_dim <= _MAX_HEAD_DIM:
             want = f"a multiple of 8 up to {_MAX_HEAD_DIM}"
-            found &= Verdict.no(ReasonCode.HEAD_DIM, f"{cls.name}.head_dim", want, spec.head_dim)
+            found &= Verdict.no(ReasonCode.HEAD_DIM, f"{cls.name}.head_dim", want, spec.head_dim, _OTHER)
         more = (*check_heads(cls.name, spec), *check_types(cls.name, spec, device))
         built = library.contains(rung(device.arch_rank).name, "paged_attention")
         return Verdict.all((found, *more, built))
