@@ -14,17 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from fd_cuda import library
-
-ROTATED = 512 << 20
-Call = Callable[[], Any]
+from timing import ROTATED, Call, timed
 
 
 @dataclass(frozen=True)
@@ -38,26 +34,6 @@ class Model:
 
 MODELS = [Model("Qwen3-30B-A3B", 2048, 768, 128, 8), Model("Mixtral-8x7B", 4096, 14336, 8, 2)]
 TOKENS = [1, 8, 64, 512, 4096]
-
-
-def timed(calls: list[Call], repeats: int = 10) -> float:
-    """Microseconds of one call: the median over replays of a graph that runs all of `calls` in turn."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(repeats + 2):
-        start, end = torch.cuda.Event(True), torch.cuda.Event(True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return median(times[2:])
 
 
 class Layer:

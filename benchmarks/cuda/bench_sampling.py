@@ -17,34 +17,13 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from fd_cuda import library
+from timing import ROTATED, Call, timed
 
 VOCAB, ROTATED = 151936, 256 << 20
-Call = Callable[[], Any]
-
-
-def timed(calls: list[Call], repeats: int = 10) -> float:
-    """Microseconds of one call: the median over replays of a graph that runs all of `calls` in turn."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(repeats + 2):
-        start, end = torch.cuda.Event(True), torch.cuda.Event(True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return median(times[2:])
 
 
 class Step:
