@@ -153,12 +153,21 @@ class TestBackend:
         return next(info for _, info in simulated_devices() if info.arch == arch)
 
     def codes(self, spec: AttentionSpec, info: Any) -> set[ReasonCode]:
-        return {reason.code for reason in CudaAttention.supports(spec, info).reasons}
+        """Without those of a build that lacks kernels: what the sources support."""
+        codes = {reason.code for reason in CudaAttention.supports(spec, info).reasons}
+        return codes - {ReasonCode.NOT_BUILT}
 
     def test_serves_what_its_kernels_do(self) -> None:
-        assert CudaAttention.supports(SPEC, self.at("sm_90")).ok
+        assert self.codes(SPEC, self.at("sm_90")) == set()
         odd = replace(SPEC, dtype=dt.float16, cache_dtype=dt.float16, head_dim=40, block_size=5, window=7)
-        assert CudaAttention.supports(odd, self.at("sm_70")).ok
+        assert self.codes(odd, self.at("sm_70")) == set()
+
+    def test_a_build_without_its_kernels_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("FD_CUDA_LIBRARY", raising=False)
+        monkeypatch.setattr(library, "FILE", library.FILE.with_name("none.so"))
+        (reason,) = CudaAttention.supports(SPEC, self.at("sm_90")).reasons
+        assert (reason.code, reason.have) == (ReasonCode.NOT_BUILT, "a build without kernels")
+        assert "FD_CUDA_ARCHS" in reason.fix
 
     @pytest.mark.parametrize(
         ("change", "code"),
