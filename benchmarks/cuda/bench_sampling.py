@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from fd_cuda import library
-from timing import ROTATED, Call, timed
+from timing import Call, timed
 
 VOCAB, ROTATED = 151936, 256 << 20
 
