@@ -112,7 +112,7 @@ def build(
     devices += [open_device(host, sim=sim) for sim in sims]
     definitions = [find_op(name) for name in ops] if ops else list(catalogue().values())
     cells = [cell(d, str(t), device) for d in definitions for t in dtypes(d) for device in devices]
-    versions = {p.found.distribution: p.found.version for p in host.plugins if p.loaded}
+    versions = {p.found.distribution: p.found.version for p in host.plugins if p.loaded or p.described}
     return Matrix(schema_version=SCHEMA_VERSION, fd_core=__version__, plugins=versions, cells=tuple(cells))
 
 

@@ -65,7 +65,7 @@ def explain_op(
         "served_by": winner.kernel.provider if winner else "",
         "fallback": bool(winner and winner.is_oracle and not opened.oracle_is_native),
         "kernels": [_row(row, row is winner, host.version_of(row.kernel.provider)) for row in rows],
-        "plugins_out": [plugin_json(p) for p in host.plugins if not p.loaded],
+        "plugins_out": [plugin_json(p) for p in host.plugins if not (p.loaded or p.described)],
     }
 
 

@@ -126,6 +126,7 @@ class TestMatrix:
     def test_command(self, cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
         assert main.main(["matrix", "--sim", "cuda:sm_70", "--json"]) == 0
         matrix = Matrix.model_validate_json(capsys.readouterr().out)
+        assert "fd-cuda" in matrix.plugins
         assert {(c.arch, c.op, c.dtype): c for c in matrix.cells} == {
             key: cell for key, cell in cells.items() if key[0] == "sm_70"
         }
@@ -200,7 +201,9 @@ class TestCheckpointsInBfloat16:
     @pytest.mark.parametrize("op", ["linear", "rms_norm", "embedding", "paged_attention"])
     def test_why(self, op: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main.main(["why", op, "--dtype", "bfloat16", "--sim", "cuda:sm_70", "--json"]) == 1
-        rows = json.loads(capsys.readouterr().out)["kernels"]
+        report = json.loads(capsys.readouterr().out)
+        assert "cuda" not in {plugin["name"] for plugin in report["plugins_out"]}
+        rows = report["kernels"]
         fixes = [r["fix"] for row in rows for r in row["reasons"] if r["code"] == ReasonCode.DTYPE.value]
         assert fixes
         assert all(fix.endswith("a whole model: --dtype float16") for fix in fixes)
