@@ -120,6 +120,7 @@ def plugin_report(host: PluginHost, plugin: Plugin) -> Json:
     codes = {reason["code"] for step in row["steps"] for reason in step["reasons"]}
     row["stamp"] = plugin.manifest.stamp if plugin.manifest else {}
     row["deprecations"] = plugin.deprecations
+    row["remarks"] = plugin.remarks
     row["broken"] = not codes <= set(HARMLESS)
     if "DISABLED" in codes:
         row["probe_when_enabled"] = host.probe_apart(plugin).json()
@@ -148,6 +149,7 @@ def _plugins(rows: list[Json]) -> list[str]:
             lines.append("      " + ", ".join(f"{k} {_plain(v)}" for k, v in row["stamp"].items()))
         lines += _reasons(reason for step in row["steps"] for reason in step["reasons"])
         lines += [f"      deprecated: {message}" for message in row["deprecations"]]
+        lines += [f"      left out: {message}" for message in row["remarks"]]
         if "probe_when_enabled" in row:
             lines += _probe(row["probe_when_enabled"])
     return lines or ["  none installed; for this machine's processor: pip install fd-cpu"]

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from fd_core.api.dtype import DType
 from fd_core.api.kernel import Kernel, OpSpec, ParamKind
 from fd_core.api.tensor import Tensor
-from fd_core.api.verdict import YES, Verdict
+from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.host.errors import UnsupportedOpError
 
 _log = logging.getLogger("fd.dispatch")
@@ -20,11 +20,13 @@ Target = Callable[..., Any]
 
 
 def resolve(target: str | Target) -> Target:
-    """The callable behind "module:attribute"."""
+    """The callable behind "module:attribute"; AttributeError for anything else there."""
     if not isinstance(target, str):
         return target
     module, _, attribute = target.partition(":")
     found: Target = getattr(importlib.import_module(module), attribute)
+    if not callable(found):
+        raise AttributeError(f"{target} is of type {type(found).__name__}, not a function")
     return found
 
 
@@ -148,8 +150,22 @@ def accepts(kernel: Kernel, spec: OpSpec, args: tuple[Any, ...]) -> Verdict:
     """The one predicate of a call: dtypes from the record, then the kernel's own `supports`."""
     verdict = kernel.requires.check_dtypes(spec.name, dtypes_of(spec, args))
     if verdict.ok and kernel.supports is not None:
-        verdict = kernel.supports(*args)
+        verdict = _supports(kernel, kernel.supports, args)
     return verdict
+
+
+def _supports(kernel: Kernel, ask: Callable[..., Any], args: tuple[Any, ...]) -> Verdict:
+    """Its answer; a reason against the kernel where it fails or answers something else."""
+    try:
+        answer = ask(*args)
+        have = repr(answer)
+    except Exception as error:
+        answer, have = None, f"{type(error).__name__}: {error}"
+    if isinstance(answer, Verdict):
+        return answer
+    fix = f"report it to the authors of {kernel.provider}"
+    subject = f"supports() of {kernel.provider} for {kernel.op}"
+    return Verdict.no(ReasonCode.REGISTER, subject, "a Verdict", have, fix)
 
 
 def dtypes_of(spec: OpSpec, args: tuple[Any, ...]) -> dict[str, DType | None]:

@@ -21,7 +21,7 @@ from fd_core.host.ledger import Origin
 from fd_core.host.probe import Probed, ProbeResult
 from fd_core.host.probe_cache import ProbeCache, cache_folder, key
 from fd_core.host.reference import ReferencePlatform
-from fd_core.host.register import ask, check_platforms, implements, load, new_manager
+from fd_core.host.register import ask, check_platforms, implements, load, new_manager, unknown_names_of
 from fd_core.host.select import PlatformFact
 from fd_core.host.stamp import check_files, same_stamp
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fd_core.api.quant import QuantMethod
 
 _log = logging.getLogger("fd.plugins")
+Kind = type | tuple[type, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Plugin:
     """One plug-in on its way through the load sequence.
 
     `described`: no device of it can be used, but its hooks may be asked, about devices that are not there.
-    `deprecations`: what to change in it before a later plug-in API.
+    `deprecations`: what to change in it before a later plug-in API. `remarks`: what it names and this core
+    does not know, and so leaves out.
     """
 
     found: Found
@@ -61,6 +63,7 @@ class Plugin:
     module: ModuleType | None = None
     described: bool = False
     deprecations: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:
@@ -76,6 +79,13 @@ class Plugin:
         self.steps = [step for step in self.steps if step.name != name]
         self.steps.append(Step(name, verdict, seconds))
         return verdict.ok
+
+    def remark(self, texts: Iterable[str]) -> None:
+        """Keep and log each text once."""
+        for text in texts:
+            if text not in self.remarks:
+                self.remarks.append(text)
+                _log.warning("%s: %s", self.found, text)
 
     def facts(self) -> list[PlatformFact]:
         """Its platforms; when it could not say, those of its manifest, else one of its own name."""
@@ -185,14 +195,14 @@ class PluginHost:
 
     # -- step 6 --------------------------------------------------------------------------------------
 
-    def _collect(self, hook: str, kind: type, **facts: Any) -> Iterator[tuple[Plugin, Any]]:
-        """Every item that the loaded plug-ins' hooks return, each an instance or subclass of `kind`."""
+    def _collect(self, hook: str, kind: Kind, **facts: Any) -> Iterator[tuple[Plugin, Any]]:
+        """Every item that the loaded plug-ins' hooks return, each as `kind` says."""
         for plugin in self.plugins:
             if plugin.module is None or not (plugin.loaded or plugin.described):
                 continue
             items, verdict = ask(self._manager, plugin.found, plugin.module, hook, **facts)
             items = [] if items is None else items
-            verdict &= Verdict.all(_check_item(plugin.found, hook, kind, item) for item in items)
+            verdict &= _check_items(plugin.found, hook, kind, items)
             if plugin.record(hook, verdict):
                 yield from ((plugin, item) for item in items)
             else:
@@ -212,13 +222,16 @@ class PluginHost:
             if not told and plugin.probe.platforms:  # it survived being imported by its probe
                 plugin.module, verdict, plugin.deprecations = load(self._manager, plugin.found)
                 plugin.described = verdict.ok
-        return [row for _, row in self._collect("fd_simulated_devices", tuple)]
+        from fd_core.api.device import DeviceInfo
+
+        return [row for _, row in self._collect("fd_simulated_devices", (str, DeviceInfo))]
 
     def kernels(self, device: DeviceInfo) -> list[Kernel]:
         found = list(self._collect("fd_kernels", Kernel, device=device))
         for plugin, kernel in found:
             origin = Origin(plugin.found.distribution, plugin.found.version, device.arch)
             self._origins[kernel.provider] = origin
+            plugin.remark(f"kernels of {kernel.op}: {text}" for text in unknown_names_of(kernel))
         return [kernel for _, kernel in found]
 
     def attention_backends(self, device: DeviceInfo) -> list[type[AttentionBackend]]:
@@ -251,7 +264,7 @@ class PluginHost:
 
     def checks(self, device: DeviceInfo) -> list[tuple[Plugin, str, Verdict]]:
         """The plug-ins' own checks of their devices, for `fd doctor`."""
-        return [(p, *row) for p, row in self._collect("fd_doctor", tuple, device=device)]
+        return [(p, *row) for p, row in self._collect("fd_doctor", (str, Verdict), device=device)]
 
     def extensions(self, hook: str) -> dict[str, Any]:
         """The merged answers of a software hook: fd_models, fd_reasoning_parsers, fd_tool_parsers."""
@@ -285,12 +298,23 @@ class PluginHost:
         return self._origins
 
 
-def _check_item(found: Found, hook: str, kind: type, item: Any) -> Verdict:
-    right = issubclass(item, kind) if isinstance(item, type) else isinstance(item, kind)
-    if right:
-        return YES
+def _check_items(found: Found, hook: str, kind: Kind, items: Any) -> Verdict:
     fix = f"report it to the authors of {found.distribution}"
-    return Verdict.no(ReasonCode.REGISTER, f"{hook} of {found}", f"a {kind.__name__}", repr(item), fix)
+    if not isinstance(items, list | tuple):
+        return Verdict.no(ReasonCode.REGISTER, f"{hook} of {found}", "a list", repr(items), fix)
+    want = f"a ({', '.join(k.__name__ for k in kind)})" if isinstance(kind, tuple) else f"a {kind.__name__}"
+    return Verdict.all(
+        Verdict.no(ReasonCode.REGISTER, f"{hook} of {found}", want, repr(item), fix)
+        for item in items
+        if not _fits(kind, item)
+    )
+
+
+def _fits(kind: Kind, item: Any) -> bool:
+    """An instance or subclass of a type; a tuple of instances of several."""
+    if isinstance(kind, tuple):
+        return isinstance(item, tuple) and len(item) == len(kind) and all(map(isinstance, item, kind))
+    return issubclass(item, kind) if isinstance(item, type) else isinstance(item, kind)
 
 
 def _bad_binary(found: Found, want: str, have: str) -> Verdict:

@@ -110,7 +110,7 @@ def _answer(found: Found, status: int, out: bytes, err: bytes) -> ProbeResult:
         try:
             return from_json(json.loads(out))
         except (ValueError, KeyError, TypeError) as error:
-            have = f"{type(error).__name__}: {error} in {out[:80]!r}"
+            have = f"{type(error).__name__}: {error} in {out[:80]!r}" if out else "no answer, exit status 0"
             return _failed(ReasonCode.PROBE_ERROR, found, "a JSON answer", have, _report_to(found))
     have = _exit_text(status)
     tail = err.decode("utf-8", "replace").strip()[-TAIL:]

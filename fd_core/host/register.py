@@ -7,12 +7,14 @@ import importlib
 import inspect
 import traceback
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from fd_core.api import hookspecs
+from fd_core.api.kernel import Kernel
 from fd_core.api.platform import Platform
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.host.find import Found
@@ -82,6 +84,20 @@ def ask(
                 subject = f"{hook} of {found}"
                 return None, Verdict.no(ReasonCode.REGISTER, subject, "data", describe(error), fix)
     return None, YES
+
+
+def unknown_names_of(kernel: Kernel) -> Iterator[str]:
+    """What a record names and the catalogue does not have: a slip, or an op of a later fd-core."""
+    from fd_core.ops.catalogue import catalogue
+
+    if kernel.op not in catalogue():
+        near = difflib.get_close_matches(kernel.op, catalogue(), 1)
+        yield "this fd-core has no such op" + (f"; did you mean {near[0]}?" if near else "")
+        return
+    known = [param.name for param in catalogue()[kernel.op].spec.params]
+    unknown = sorted(set(kernel.requires.dtypes) - set(known))
+    if unknown:
+        yield f"dtypes of {', '.join(unknown)}: the op's parameters are {', '.join(known)}"
 
 
 def check_platforms(found: Found, classes: Any) -> Verdict:

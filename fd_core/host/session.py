@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from fd_core import environ
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_core.host.errors import PlatformError
+from fd_core.host.facts import open_platform
 from fd_core.host.freeze import freeze
 from fd_core.host.ledger import Ledger
 from fd_core.host.plugins import PluginHost, plugin_host
 from fd_core.host.reference import ReferencePlatform
-from fd_core.host.register import FAILURES, describe
-from fd_core.host.select import Choice, PlatformFact, choose
+from fd_core.host.select import Choice, choose
 from fd_core.ops.catalogue import catalogue
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def open_session(platform: str | None = None, index: int = 0, fallback: str | No
     choice = choose(host.facts(), platform or environ.value("FD_PLATFORM"))
     announce(choice)
     opened = host.platform_class(choice.name)()
-    device = _open(opened, index, host.facts())
+    device = open_platform(opened, index, host.facts())
     policy = fallback or environ.value("FD_FALLBACK") or default_policy(choice)
     ops = freeze_ops(host, device, choice.name, policy)
     backends, methods = host.attention_backends(device), host.quant_methods(device)
@@ -95,18 +95,6 @@ def announce(choice: Choice) -> None:
             "running on NumPy oracles, slowly: no plug-in's device is in use (fd doctor says why); "
             "for this machine's processor: pip install fd-cpu"
         )
-
-
-def _open(platform: Platform, index: int, facts: Iterable[PlatformFact]) -> DeviceInfo:
-    try:
-        return platform.open(index)
-    except FAILURES as error:
-        devices = sum(fact.devices for fact in facts if fact.name == platform.name)
-        fix = "fd doctor shows what was found"
-        want, have = f"one of {devices} devices by index", f"index {index}: {describe(error)}"
-        subject = f"platform {platform.name!r}"
-        verdict = Verdict.no(ReasonCode.NO_DEVICE, subject, want, have, fix)
-        raise PlatformError(f"platform {platform.name!r} cannot be opened: {verdict}", verdict) from error
 
 
 _lock = threading.Lock()
