@@ -105,7 +105,7 @@ def module_text(module: ModuleType) -> str:
 
 
 def block(text: str) -> str:
-    return f"```python\n{text}\n```"
+    return f"```\n{text}\n```"
 
 
 def class_text(name: str, cls: type) -> Iterator[str]:
