@@ -14,6 +14,7 @@ from fd_core.api import dtype as dt
 from fd_core.ops.catalogue import catalogue
 
 fd_cuda = pytest.importorskip("fd_cuda")
+from fd_cuda import library
 from fd_cuda.arch import LADDER, rung, simulated_devices  # noqa: E402
 from fd_cuda.kernels import kernels  # noqa: E402
 from fd_cuda.table import read_table  # noqa: E402
@@ -98,3 +99,12 @@ def test_the_plan_compiles_each_file_where_its_entries_run() -> None:
         for source in entry.sources:
             wanted = {target for target in ("70", "80", "90a") if entry.runs_on(target)}
             assert wanted <= set(plan.get(source, [])), source
+
+
+def test_a_build_without_kernels_contains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FD_CUDA_LIBRARY", raising=False)
+    monkeypatch.setattr(library, "FILE", library.FILE.with_name("none.so"))
+    library.stamp.cache_clear()
+    assert library.targets() == ()
+    assert all(not verdict.ok for _, verdict in fd_cuda.fd_doctor(simulated_devices()[0][1]))
+    library.stamp.cache_clear()

@@ -66,10 +66,10 @@ def stamp() -> dict[str, Any] | None:
 
 def targets() -> tuple[str, ...]:
     """Build targets that the library contains, such as 80 and 90a; a developer's is taken to have all."""
-    facts = stamp()
-    if facts is None:
+    if overrides():
         return tuple(arch.target for arch in LADDER)
-    return tuple(facts["targets"])
+    facts = stamp()
+    return () if facts is None else tuple(facts["targets"])
 
 
 def function(name: str) -> Any:
