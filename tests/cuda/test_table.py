@@ -14,7 +14,7 @@ from fd_core.api import dtype as dt
 from fd_core.ops.catalogue import catalogue
 
 fd_cuda = pytest.importorskip("fd_cuda")
-from fd_cuda import library
+from fd_cuda import library  # noqa: E402
 from fd_cuda.arch import LADDER, rung, simulated_devices  # noqa: E402
 from fd_cuda.kernels import kernels  # noqa: E402
 from fd_cuda.table import read_table  # noqa: E402
