@@ -4,7 +4,8 @@
 //   FD_EXPORT(rms_norm)
 //
 // Parameter types: Tensor, OptTensor (None allowed), double, int64_t, bool, std::string_view.
-// FD_DEVICE_TYPE: the DLPack device type whose tensors the library takes; host memory unless defined.
+// FD_DEVICE_TYPE: the DLPack device type whose tensors the library takes; host memory unless
+// defined.
 #pragma once
 #include <tvm/ffi/c_api.h>
 
@@ -165,8 +166,8 @@ int call(const char* op, void (*fn)(Params...), const TVMFFIAny* args, int32_t n
 }  // namespace detail
 }  // namespace fd
 
-#define FD_EXPORT(name)                                                                   \
-  extern "C" __attribute__((visibility("default"))) int __tvm_ffi_##name(                 \
-      void*, const TVMFFIAny* args, int32_t num_args, TVMFFIAny*) {                       \
-    return ::fd::detail::call(#name, ::fd::name, args, num_args);                         \
+#define FD_EXPORT(name)                                                   \
+  extern "C" __attribute__((visibility("default"))) int __tvm_ffi_##name( \
+      void*, const TVMFFIAny* args, int32_t num_args, TVMFFIAny*) {       \
+    return ::fd::detail::call(#name, ::fd::name, args, num_args);         \
   }

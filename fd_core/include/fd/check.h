@@ -10,9 +10,9 @@ namespace fd {
 
 template <typename T>
 struct DTypeOf;
-#define FD_DTYPE(type, c, b)                    \
-  template <>                                   \
-  struct DTypeOf<type> {                        \
+#define FD_DTYPE(type, c, b)                     \
+  template <>                                    \
+  struct DTypeOf<type> {                         \
     static constexpr uint8_t code = c, bits = b; \
   };
 FD_DTYPE(float, kDLFloat, 32)
@@ -51,7 +51,8 @@ struct Check {
   Tensor t;
 
   const Check& rank(int n) const {
-    if (t.ndim() != n) fail("ValueError", op, ".", arg, ": want rank ", n, ", have ", shape_text(t));
+    if (t.ndim() != n)
+      fail("ValueError", op, ".", arg, ": want rank ", n, ", have ", shape_text(t));
     return *this;
   }
   const Check& dim(int i, int64_t n) const {
@@ -99,7 +100,8 @@ struct Check {
   // Elements of the last dimension adjacent; other strides are free.
   const Check& inner_contiguous() const {
     if (t.ndim() > 0 && t.size(-1) > 1 && t.stride(-1) != 1 && t.numel() > 0)
-      fail("ValueError", op, ".", arg, ": want stride 1 in the last dimension, have ", t.stride(-1));
+      fail("ValueError", op, ".", arg, ": want stride 1 in the last dimension, have ",
+           t.stride(-1));
     return *this;
   }
 };

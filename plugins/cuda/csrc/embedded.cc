@@ -33,8 +33,8 @@ cudaLibrary_t library_of(const char* op, const EmbeddedCode* code) {
   static std::map<const EmbeddedCode*, cudaLibrary_t> loaded;
   cudaLibrary_t& library = loaded[code];
   if (library == nullptr)
-    FD_CUDA_CHECK(op, cudaLibraryLoadData(&library, code->data, nullptr, nullptr, 0, nullptr,
-                                          nullptr, 0));
+    FD_CUDA_CHECK(
+        op, cudaLibraryLoadData(&library, code->data, nullptr, nullptr, 0, nullptr, nullptr, 0));
   return library;
 }
 

@@ -1,4 +1,5 @@
-// Kernels compiled by another compiler than nvcc, carried as data (nvrtc_build.py writes the tables).
+// Kernels compiled by another compiler than nvcc, carried as data (nvrtc_build.py writes the
+// tables).
 //
 // nvcc 13 makes no code for sm_70. There, the host function of a kernel stands for an entry of this
 // table, which is loaded on first use; everywhere else it is launched as it is.
