@@ -93,12 +93,16 @@ def test_unknown_arch_is_refused() -> None:
         PLAN["parse_archs"]("61 90")
 
 
-def test_the_plan_compiles_each_file_where_its_entries_run() -> None:
-    plan = PLAN["sources"](PLAN["read_toml"]("kernels.toml"), ("70", "80", "90a"))
+def test_the_plan_compiles_each_file_where_its_entries_run_and_nowhere_else() -> None:
+    targets = ("70", "80", "90a")
+    plan = PLAN["sources"](PLAN["read_toml"]("kernels.toml"), targets)
+    wanted = {source: set(targets) for source in TABLE.common}
     for entry in ENTRIES.values():
         for source in entry.sources:
-            wanted = {target for target in ("70", "80", "90a") if entry.runs_on(target)}
-            assert wanted <= set(plan.get(source, [])), source
+            found = {target for target in targets if entry.runs_on(target)}
+            wanted[source] = wanted.get(source, set()) | found
+    assert {source: set(found) for source, found in plan.items()} == {s: w for s, w in wanted.items() if w}
+    assert set(plan["paged_attention_sm90.cu"]) == {"90a"}
 
 
 def test_a_build_without_kernels_contains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Device memory: blocks of power-of-two-ish sizes, kept after use and given out again.
 
 A freed block is reused at once by the same stream's order of work: everything this plug-in launches runs
-on the stream it was asked on, and blocks of one pool serve one device. What must not be reused while
-a copy is under way is held by whoever started the copy.
+on the stream it was asked on, and blocks of one pool serve one device. Who uses a block on several streams
+holds it until they have met; what must not be reused while a copy is under way is held by whoever started
+the copy.
 """
 
 from __future__ import annotations
