@@ -37,6 +37,7 @@ FLAGS = (
     "-O3",
     "-DFD_DEVICE_TYPE=kDLCUDA",
     "--expt-relaxed-constexpr",
+    "-Xfatbin=-compress-all",
     "-static-global-template-stub=false",  # sm_70's table refers to kernels by symbol
     "-Xcompiler",
     "-fPIC,-fvisibility=hidden,-Wall,-Wextra",

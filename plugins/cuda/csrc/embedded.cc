@@ -11,16 +11,12 @@
 namespace fd {
 namespace {
 
-constexpr int kMaxDevices = 64;
 constexpr int kFirstOfNvcc = 75;
 
 // FD_CUDA_EMBEDDED=1: use embedded code on any device, to test the path without an old one.
 bool embedded_on(int device) {
   static const bool forced = std::getenv("FD_CUDA_EMBEDDED") != nullptr;
-  static int capability[kMaxDevices];  // 0: not asked yet; the answer is always the same
-  if (forced || device >= kMaxDevices) return forced;
-  if (capability[device] == 0) capability[device] = Launch{"embedded", device, nullptr}.sm();
-  return capability[device] < kFirstOfNvcc;
+  return forced || Launch{"embedded", device, nullptr}.sm() < kFirstOfNvcc;
 }
 
 const EmbeddedKernel* find(const void* host) {

@@ -120,7 +120,6 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 }  // namespace fd
 
 #include "fd/attention.h"
-#include "fd/device_facts.h"
 
 namespace fd {
 
@@ -182,7 +181,7 @@ inline Sm90Maps sm90_maps(const Launch& on, const AttentionCall& call, const Sm9
 
 bool sm90_fits(const Launch& on, const AttentionCall& call) {
   const AttentionArgs& a = call.args;
-  return device_facts(on).sm == 90 && call.kind != kFloat32 && call.cache_kind == call.kind &&
+  return on.facts().sm == 90 && call.kind != kFloat32 && call.cache_kind == call.kind &&
          call.vectors && a.dim <= 128 && call.group() <= kSm90Rows && sm90_box(a.block_size) >= 8 &&
          a.sequences <= kSm90Sequences;
 }
@@ -193,7 +192,7 @@ void sm90_launch(const Launch& on, const AttentionCall& call, int min_rows) {
   const Sm90Shape shape{sm90_box(a.block_size), kSm90Rows / call.group(), min_rows};
   const size_t shared = sizeof(Sm90Shared<D>) + 1024 + sizeof(int) * (a.sequences + 1);
   allow_shared_once<paged_attention_sm90_rows<T, D>>(on, shared);
-  run(on, paged_attention_sm90_rows<T, D>, dim3(device_facts(on).processors), dim3(kSm90Threads),
+  run(on, paged_attention_sm90_rows<T, D>, dim3(on.facts().processors), dim3(kSm90Threads),
       shared, a, shape, sm90_maps(on, call, shape));
 }
 

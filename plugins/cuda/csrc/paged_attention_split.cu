@@ -90,7 +90,6 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
 
 #ifndef __CUDACC_RTC__
 #include "fd/attention.h"
-#include "fd/device_facts.h"
 
 namespace fd {
 
@@ -126,7 +125,7 @@ inline size_t split_shared(const AttentionCall& call, int stages) {
 
 // Two blocks a multiprocessor with three stages each, measured best; less where memory is short.
 inline SplitShape split_shape(const Launch& on, const AttentionCall& call) {
-  const int most = device_facts(on).block_shared, all = device_facts(on).all_shared;
+  const int most = on.facts().block_shared, all = on.facts().all_shared;
   const auto fits = [&](int stages, int blocks) {
     const int bytes = static_cast<int>(split_shared(call, stages));
     return bytes <= most && blocks * (bytes + 1024) <= all;
@@ -139,7 +138,7 @@ inline SplitShape split_shape(const Launch& on, const AttentionCall& call) {
 
 bool split_fits(const Launch& on, const AttentionCall& call) {
   const AttentionArgs& a = call.args;
-  return device_facts(on).sm >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind &&
+  return on.facts().sm >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind &&
          call.vectors && a.dim <= 256 && a.sequences <= kSplitSequences &&
          split_shape(on, call).stages >= 2;
 }
@@ -174,7 +173,7 @@ inline int split_wanted(int64_t units, int64_t blocks) {
 inline SplitWork split_work(const Launch& on, const AttentionCall& call, const SplitShape& shape,
                             int max_rows) {
   SplitWork w{};
-  const int64_t blocks = device_facts(on).processors * shape.blocks_per_sm;
+  const int64_t blocks = on.facts().processors * shape.blocks_per_sm;
   const int dim = split_dim(call.args.dim), rows = 8 * split_columns(call);
   w.rows = static_cast<int>(std::min<int64_t>(rows, split_rows(call))), w.max_rows = max_rows;
   w.slots = static_cast<int>(kSplitScratch / (size_t(w.rows) * (dim + 2) * sizeof(float)));
@@ -193,7 +192,7 @@ void split_launch(const Launch& on, const AttentionCall& call, const SplitShape&
   const size_t shared = split_shared(call, shape.stages);
   allow_shared_once<paged_attention_split_keys<T, D, N>>(on, shared);
   run_overlapped(on, paged_attention_split_keys<T, D, N>,
-                 dim3(device_facts(on).processors * shape.blocks_per_sm), dim3(kSplitThreads),
+                 dim3(on.facts().processors * shape.blocks_per_sm), dim3(kSplitThreads),
                  shared, call.args, w, shape.stages);
 }
 

@@ -292,7 +292,6 @@ __global__ void __launch_bounds__(kTilesThreads, 2)
 
 #ifndef __CUDACC_RTC__
 #include "fd/attention.h"
-#include "fd/device_facts.h"
 
 namespace fd {
 
@@ -310,9 +309,9 @@ inline size_t tiles_shared(const AttentionCall& call) {
 
 bool tiles_fit(const Launch& on, const AttentionCall& call) {
   const AttentionArgs& a = call.args;
-  return device_facts(on).sm >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind &&
+  return on.facts().sm >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind &&
          call.vectors && a.dim <= 256 && a.sequences <= kTilesSequences &&
-         tiles_shared(call) <= size_t(device_facts(on).block_shared);
+         tiles_shared(call) <= size_t(on.facts().block_shared);
 }
 
 template <typename T, int D>

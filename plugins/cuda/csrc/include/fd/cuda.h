@@ -7,7 +7,9 @@
 #include <tvm/ffi/extra/c_env_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <mutex>
 #include <type_traits>
 
 #include "fd/check.h"
@@ -24,7 +26,15 @@ inline void cuda_check(cudaError_t status, const char* op, const char* what) {
 // Every runtime call goes through this; the message names the op and the call.
 #define FD_CUDA_CHECK(op, call) ::fd::cuda_check((call), (op), #call)
 
-// Where a call runs. `sm`: compute capability as 10 * major + minor.
+constexpr int kMaxDevices = 64;
+
+// What never changes of a device. `sm`: compute capability as 10 * major + minor; `*_shared`: bytes
+// of shared memory, of a block at most and of a multiprocessor.
+struct DeviceFacts {
+  int sm, processors, block_shared, all_shared;
+};
+
+// Where a call runs.
 struct Launch {
   const char* op;
   int device;
@@ -35,17 +45,29 @@ struct Launch {
     FD_CUDA_CHECK(op, cudaDeviceGetAttribute(&value, which, device));
     return value;
   }
-  int sm() const {
-    return 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-           attribute(cudaDevAttrComputeCapabilityMinor);
+  // Asked once for each device: a query costs as much as all checks of a call.
+  const DeviceFacts& facts() const {
+    static DeviceFacts all[kMaxDevices];
+    static std::once_flag known[kMaxDevices];
+    std::call_once(known[device], [&] {
+      all[device] = {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                         attribute(cudaDevAttrComputeCapabilityMinor),
+                     attribute(cudaDevAttrMultiProcessorCount),
+                     attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                     attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+    });
+    return all[device];
   }
-  int processors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+  int sm() const { return facts().sm; }
+  int processors() const { return facts().processors; }
 };
 
 // The device of `t` made current, with the stream that TVM-FFI's environment names for it: the
 // engine's, or the guest framework's current one.
 inline Launch launch_on(const char* op, const Tensor& t) {
   const int device = t.t->device.device_id;
+  if (device < 0 || device >= kMaxDevices)
+    fail("RuntimeError", op, ": want a device below ", kMaxDevices, ", have ", device);
   FD_CUDA_CHECK(op, cudaSetDevice(device));
   void* stream = TVMFFIEnvGetStream(kDLCUDA, device);
   return Launch{op, device, static_cast<cudaStream_t>(stream)};
@@ -123,6 +145,15 @@ void allow_shared(const Launch& on, void (*kernel)(Params...), size_t bytes) {
   const void* target = kernel_on(on.op, on.device, reinterpret_cast<const void*>(kernel));
   FD_CUDA_CHECK(on.op, cudaFuncSetAttribute(target, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             static_cast<int>(bytes)));
+}
+
+// allow_shared for a kernel, once for each device and size that exceeds the last.
+template <auto Kernel>
+void allow_shared_once(const Launch& on, size_t bytes) {
+  static std::atomic<size_t> allowed[kMaxDevices];
+  if (allowed[on.device].load(std::memory_order_relaxed) >= bytes) return;
+  allow_shared(on, Kernel, bytes);
+  allowed[on.device].store(bytes, std::memory_order_relaxed);
 }
 
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

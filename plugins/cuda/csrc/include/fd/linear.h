@@ -50,16 +50,6 @@ inline unsigned blocks_of(int64_t n, int64_t each) {
   return static_cast<unsigned>((n + each - 1) / each);
 }
 
-// Shared memory beyond 48 KiB for a kernel, asked for once per device.
-template <auto Kernel>
-void allow_shared_once(const Launch& on, size_t bytes) {
-  static std::atomic<uint64_t> asked{0};
-  const uint64_t bit = uint64_t{1} << (on.device % 64);
-  if (asked.load(std::memory_order_relaxed) & bit) return;
-  allow_shared(on, Kernel, bytes);
-  asked.fetch_or(bit);
-}
-
 // Up to these rows, weights are streamed past eight at a time; beyond, tiles use them better.
 constexpr int64_t kStreamedRows = 64;
 // Fewer products than these are not worth a library's call: our own kernels serve.
@@ -96,38 +86,21 @@ void tensor_launch(const Launch& on, const TensorTiles<T>& job, const Sink& sink
   tensor_launch(on, job, PlainFold{skinny_slice(job.depth, kPlainWindow)}, sink);
 }
 
-// What launches ask of a device, asked once.
-struct DeviceLimits {
-  int processors, shared_of_block, shared_of_processor;
-};
-inline const DeviceLimits& device_limits(const Launch& on) {
-  static DeviceLimits known[64];
-  static std::atomic<uint64_t> asked{0};
-  DeviceLimits& limits = known[on.device % 64];
-  const uint64_t bit = uint64_t{1} << (on.device % 64);
-  if (!(asked.load(std::memory_order_acquire) & bit)) {
-    limits = {on.processors(), on.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-              on.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
-    asked.fetch_or(bit, std::memory_order_release);
-  }
-  return limits;
-}
-
 // y = x W^T for few rows; `S` windows of weights under way in each warp, at most `per_sm` blocks on
 // a multiprocessor. Where fewer serve, no more are let in: started early, they would crowd on those
 // multiprocessors that are free first.
 template <typename Weights, typename T, int S, typename Sink>
 void skinny_launch_staged(const Launch& on, const Weights& weights, const SkinnyInput<T>& input,
                           const Sink& sink, int per_sm) {
-  const DeviceLimits& limits = device_limits(on);
+  const DeviceFacts& limits = on.facts();
   const int tiles = static_cast<int>(blocks_of(weights.columns, kSkinnyTile));
   const int all =
       std::min(tiles, std::max(per_sm * limits.processors / input.groups, 1)) * input.groups;
   const int each = (all + limits.processors - 1) / limits.processors;
-  const int crowded = std::min(limits.shared_of_processor / (each + 1), limits.shared_of_block);
+  const int crowded = std::min(limits.all_shared / (each + 1), limits.block_shared);
   const int64_t least = skinny_shared<Weights>(S, input.depth, input.each);
   const auto shared = static_cast<size_t>(std::max<int64_t>(least, crowded));
-  allow_shared_once<linear_skinny<Weights, T, S, Sink>>(on, limits.shared_of_block);
+  allow_shared_once<linear_skinny<Weights, T, S, Sink>>(on, limits.block_shared);
   run_overlapped(on, linear_skinny<Weights, T, S, Sink>, dim3(static_cast<unsigned>(all)),
                  dim3(32 * kSkinnyWarps), shared, weights, input, tiles, sink);
 }
@@ -136,16 +109,16 @@ constexpr int kSharedOfSystem = 1024;  // bytes of every block
 
 // Blocks with rings of `stages` windows that fit on a multiprocessor.
 template <typename Weights>
-int skinny_fitting(const DeviceLimits& limits, int stages, int64_t depth, int each) {
+int skinny_fitting(const DeviceFacts& limits, int stages, int64_t depth, int each) {
   const int64_t bytes = skinny_shared<Weights>(stages, depth, each);
-  if (bytes > limits.shared_of_block) return 0;
-  return static_cast<int>(limits.shared_of_processor / (bytes + kSharedOfSystem));
+  if (bytes > limits.block_shared) return 0;
+  return static_cast<int>(limits.all_shared / (bytes + kSharedOfSystem));
 }
 
 // Shares rows out among blocks so that a share of x fits beside a flat ring; false where one row
 // does not.
 template <typename Weights, typename T>
-bool skinny_share(const DeviceLimits& limits, SkinnyInput<T>* input) {
+bool skinny_share(const DeviceFacts& limits, SkinnyInput<T>* input) {
   int most = std::min(input->rows, kSkinnyRows);
   while (most > 0 && skinny_fitting<Weights>(limits, Weights::kFlat, input->depth, most) == 0)
     --most;
@@ -161,7 +134,7 @@ template <typename Weights, typename T, typename Sink>
 bool skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> input,
                    const Sink& sink) {
   constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat, kBlocks = Weights::kBlocks;
-  const DeviceLimits& limits = device_limits(on);
+  const DeviceFacts& limits = on.facts();
   if (!skinny_share<Weights>(limits, &input)) return false;
   if (skinny_fitting<Weights>(limits, kDeep, input.depth, input.each) >= kBlocks) {
     skinny_launch_staged<Weights, T, kDeep>(on, weights, input, sink, kBlocks);

@@ -20,7 +20,7 @@ inline void check_tensor_cores(const Launch& on) {
 
 template <typename Weights, typename T>
 void packed_strips(const Launch& on, const Weights& weights, Tensor x, OptTensor bias, Tensor out) {
-  const dim3 grid(static_cast<unsigned>(8 * device_limits(on).processors));
+  const dim3 grid(static_cast<unsigned>(8 * on.facts().processors));
   for_strips<T>(on, x, bias, out, kSkinnyTile, [&](int64_t first, int64_t count, T* strip) {
     run(on, linear_unpack<Weights, T>, grid, dim3(256), 0, weights, first / kSkinnyTile,
         int64_t{blocks_of(count, kSkinnyTile)}, x.size(1), strip);

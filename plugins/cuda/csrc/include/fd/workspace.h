@@ -27,8 +27,6 @@ enum class Scratch {
   kCount
 };
 
-constexpr int kMaxDevices = 64;
-
 constexpr int kMaxStreams = 16;
 
 struct WorkspaceSlot {
