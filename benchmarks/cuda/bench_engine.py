@@ -14,6 +14,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -103,38 +106,66 @@ class Ours:
 
 
 class Peer:
-    """transformers with a static cache, its forward compiled with CUDA graphs."""
+    """transformers with a static cache, its forward compiled with CUDA graphs. One shape a process: another
+    would be compiled for any size, which is slower."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, room: int) -> None:
+        """`room`: keys that the cache holds. All of it takes part in the attention of each step."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
-        self.torch, self.cache_type = torch, StaticCache
-        self.config = AutoConfig.from_pretrained(folder)
+        self.torch = torch
+        config = AutoConfig.from_pretrained(folder)
         with torch.device("cuda"):
-            model = AutoModelForCausalLM.from_config(self.config, dtype=torch.bfloat16).eval()
-        self.model = model
-        self.step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        self.cache = StaticCache(config=config, max_cache_len=room)
+        self.step = torch.compile(self.model.forward, mode="reduce-overhead", fullgraph=True)
 
     def decode(self, batch: int, context: int, steps: int) -> float:
-        """Eager prefill, then compiled steps of one token each; the first three are not counted."""
+        """Seconds for `steps` compiled steps of one token each, after an eager prefill and three more."""
         torch = self.torch
-        cache = self.cache_type(config=self.config, max_cache_len=context + steps + 16)
-        ids = torch.randint(10, 30000, (batch, context), device="cuda")
-        with torch.inference_mode():
-            for row in ids.split(512, dim=1):
-                out = self.model(row, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token = out.logits[:, -1:].argmax(-1)
-            started = 0.0
-            for i in range(steps + 3):
-                if i == 3:
-                    torch.cuda.synchronize()
-                    started = time.perf_counter()
-                torch.compiler.cudagraph_mark_step_begin()
-                out = self.step(token, past_key_values=cache, use_cache=True)
-                token = out.logits[:, -1:].argmax(-1).clone()
+        with torch.no_grad():
+            token = self.prefill(torch.randint(10, 30000, (batch, context), device="cuda"))
+            token = self.forward(token, 3)
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            self.forward(token, steps)
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+    def prefill(self, ids: Any) -> Any:
+        """The first new token of each row."""
+        self.cache.reset()
+        for part in ids.split(512, dim=1):
+            out = self.model(part, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1:].argmax(-1)
+
+    def forward(self, token: Any, steps: int) -> Any:
+        for _ in range(steps):
+            self.torch.compiler.cudagraph_mark_step_begin()
+            out = self.step(token, past_key_values=self.cache, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1).clone()
+        return token
+
+
+def peer_cell(folder: Path, rate: float, repeats: int, name: str) -> dict[str, Any]:
+    LLAMA3_8B.update(json.loads((folder / "config.json").read_text()))
+    _, context, steps = CELLS[name]
+    return measure(Peer(folder, context + steps + 8).decode, rate, 16, repeats, [name])
+
+
+def peers(folder: Path, rate: float, repeats: int, cells: list[str]) -> dict[str, Any]:
+    """Each cell in a process of its own, whose memory is free again before our engine takes its share."""
+    found: dict[str, Any] = {}
+    for name in cells:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
+            found |= one.submit(peer_cell, folder, rate, repeats, name).result()
+        print(name, "transformers", found[name], flush=True)
+    return found
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers")}
 
 
 def step_bytes(config: dict[str, Any], batch: int, context: float, weight_bits: float) -> float:
@@ -180,18 +211,22 @@ def main() -> None:
     LLAMA3_8B["num_hidden_layers"] = args.layers
     folder = Path(tempfile.mkdtemp(prefix="llama3-8b-"))
     (folder / "config.json").write_text(json.dumps(LLAMA3_8B))
+    from fd_core.host.session import open_session
     from fd_core.testkit.ceilings import copy_rate
 
+    rate = copy_rate(open_session("cuda"))
+    theirs = peers(folder, rate, args.repeats, args.cells) if args.peer else {}
     ours = Ours(folder, args.quantization, not args.no_graphs)
-    rate = copy_rate(ours.session)
     result: dict[str, Any] = {"device": ours.session.device.name, "copy_bytes_per_second": round(rate)}
     result["quantization"] = args.quantization or "none (bfloat16)"
     result["ours"] = measure(ours.decode, rate, args.weight_bits, args.repeats, args.cells)
     print(json.dumps(result), flush=True)
     if args.peer:
-        del ours
-        peer = Peer(folder)
-        result["transformers"] = measure(peer.decode, rate, 16, args.repeats, args.cells)
+        result["transformers"] = {"versions": versions(), **theirs}
+        for name, row in theirs.items():
+            row["ours_over_it"] = round(
+                result["ours"][name]["tokens_per_second"] / row["tokens_per_second"], 2
+            )
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
