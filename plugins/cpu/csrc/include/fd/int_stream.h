@@ -28,6 +28,14 @@ struct IntJob {
   const uint8_t* w;
   int64_t panel_bytes, group_bytes;
   Sink sink;
+
+  // Pass i of n: its share of the rows.
+  IntJob pass(int64_t i, int64_t n) const {
+    IntJob part = *this;
+    part.first = first + rows * i / n;
+    part.rows = first + rows * (i + 1) / n - part.first;
+    return part;
+  }
 };
 
 // Scales of the weights of one group and panel; int8 panels have none here.
@@ -123,20 +131,28 @@ inline int64_t dot_ranges(const IntJob& job, int64_t panels) {
   return stream_ranges(like, panels);
 }
 
+// Times that the weights are read for the job's rows, so that a pass's activations stay in cache.
+inline int64_t dot_passes(const IntJob& job) {
+  const int64_t bytes = job.x.stride * static_cast<int64_t>(sizeof(Code));
+  const int64_t at_once = std::max<int64_t>(8 * kDotRows, kCodesAtOnce / bytes);
+  return (job.rows + at_once - 1) / at_once;
+}
+
+// All rows of the job times panels [begin, end).
+template <typename W>
+void dot_range(const IntJob& job, int64_t begin, int64_t end) {
+  const int wide = job.rows <= kDotRows ? dot_panels_at_once(static_cast<int>(job.rows)) : 1;
+  for_streams(begin, end, wide, [&](const int64_t* ids, int P) { dot_rows<W>(job, ids, P); });
+}
+
 template <typename W>
 void run_dots(const IntJob& job) {
   const int64_t count = panels_of(job.sink.columns);
-  const int64_t bytes = job.x.stride * static_cast<int64_t>(sizeof(Code));
-  const int64_t at_once = std::max<int64_t>(8 * kDotRows, kCodesAtOnce / bytes);
-  const int64_t passes = (job.rows + at_once - 1) / at_once, ranges = dot_ranges(job, count);
+  const int64_t passes = dot_passes(job), ranges = dot_ranges(job, count);
   parallel_cells(ranges * passes, [&](int64_t cell, int64_t) {
-    IntJob part = job;
-    const int64_t range = cell / passes, pass = cell % passes;
-    part.first = job.rows * pass / passes;
-    part.rows = job.rows * (pass + 1) / passes - part.first;
-    const int wide = part.rows <= kDotRows ? dot_panels_at_once(static_cast<int>(part.rows)) : 1;
-    for_streams(count * range / ranges, count * (range + 1) / ranges, wide,
-                [&](const int64_t* ids, int P) { dot_rows<W>(part, ids, P); });
+    const int64_t range = cell / passes;
+    dot_range<W>(job.pass(cell % passes, passes), count * range / ranges,
+                 count * (range + 1) / ranges);
   });
 }
 

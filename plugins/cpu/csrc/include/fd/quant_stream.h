@@ -182,19 +182,24 @@ void for_streams(int64_t begin, int64_t end, int P, Run&& run) {
   for (int64_t id = begin + P * length; id < end; ++id) run(&id, 1);
 }
 
+// All rows of the job times panels [begin, end).
+template <typename W>
+void quant_range(const Job& job, const QuantPanels<W>& panels, int64_t begin, int64_t end) {
+  const int wide = job.rows <= kMaxRows ? panels_at_once(static_cast<int>(job.rows)) : 1;
+  for_streams(begin, end, wide, [&](const int64_t* ids, int P) {
+    const auto& tiles = kQuantTiles<W>;
+    quant_stream_group(job, panels, ids, P, P == 1 ? tiles.narrow : tiles.wide);
+  });
+}
+
 template <typename W>
 void run_quant_stream(const Job& job, const QuantPanels<W>& panels) {
   const int64_t count = panels_of(job.sink.columns), passes = row_passes(job.rows);
   const int64_t ranges = stream_ranges(job, count);
   parallel_cells(ranges * passes, [&](int64_t cell, int64_t) {
     const int64_t range = cell / passes;  // passes over the same weights are neighbours
-    const Job part = job.pass(cell % passes, passes);
-    const int wide = part.rows <= kMaxRows ? panels_at_once(static_cast<int>(part.rows)) : 1;
-    for_streams(count * range / ranges, count * (range + 1) / ranges, wide,
-                [&](const int64_t* ids, int P) {
-                  const auto& tiles = kQuantTiles<W>;
-                  quant_stream_group(part, panels, ids, P, P == 1 ? tiles.narrow : tiles.wide);
-                });
+    quant_range(job.pass(cell % passes, passes), panels, count * range / ranges,
+                count * (range + 1) / ranges);
   });
 }
 
