@@ -103,6 +103,8 @@ _current: list[Session] = []
 
 def current_session() -> Session:
     """The process's session, opened on first call."""
+    if _current:  # without the lock: nothing is ever taken out
+        return _current[0]
     with _lock:
         if not _current:
             _current.append(open_session())

@@ -13,7 +13,7 @@ from fd_core.api.kernel import OpSpec, Param, ParamKind
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.ops.catalogue import find
 from fd_core.ops.guest import allocator, exporter, is_tensor, to_tensor, tracer_of
-from fd_core.ops.route import Route, find_route, form
+from fd_core.ops.route import REFUSED, Route, find_route, form
 from fd_core.ops.schema import OpDef
 from fd_core.ops.stream import on_guests_stream
 
@@ -46,14 +46,11 @@ class PublicOp:
         session: Session = sessions().current_session()
         known, routes = self._routes
         key = form(args, kwargs)
-        if known is session and key in routes:
-            route = routes[key]
-            if route is not None:
-                done, result = route.run(args, kwargs)
-                if done:
-                    return result
-            return call(self.definition, session, args, kwargs)
-        return self._first(session, key, args, kwargs)
+        if known is not session or key not in routes:
+            return self._first(session, key, args, kwargs)
+        route = routes[key]
+        result = REFUSED if route is None else route(args, kwargs)
+        return call(self.definition, session, args, kwargs) if result is REFUSED else result
 
     def _first(
         self, session: Session, key: tuple[Any, ...], args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """The short way of a public call: tensors that a compiled kernel takes as they are.
 
 What a call needs (order of the arguments, defaults, what is returned) depends only on the types of its
-arguments and the names of its keywords, so it is worked out once per such form and kept as a `Route`.
+arguments and the names of its keywords, so it is worked out once per such form and kept as a route.
 The kernel itself checks shapes, element types and devices, and runs on the guest's current stream
 (TVM-FFI asks the type's exchange table). Every other call takes the long way in `call.py`.
 """
@@ -63,33 +63,43 @@ def describe(value: Any) -> Any:
     return TensorSpec(tuple(value.shape), _types[kind])
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+#: What a route answers, with nothing done, to a call that the long way refuses.
+REFUSED = object()
+
+#: The call's result from its arguments, or REFUSED.
+Route = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+def run_route(
+    op: FrozenOp,
+    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+    constants: tuple[Any, ...],
+    tracked: tuple[int, ...],
+    results: tuple[int, ...],
+    maker: Maker | None,
+) -> Route:
     """`pick` orders (positional..., keyword..., constants...) as the schema; `tracked` are positions of
-    tensors that may require a gradient, `results` of those that are handed back."""
+    tensors that may require a gradient, `results` of those that are handed back.
 
-    op: FrozenOp
-    target: Callable[..., Any]
-    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]]
-    constants: tuple[Any, ...]
-    tracked: tuple[int, ...]
-    results: tuple[int, ...]
-    maker: Maker | None
+    A function over local names: that is what each call pays for, on top of the kernel's own.
+    """
+    target = op.target
+    hand_back = itemgetter(*results) if len(results) == 1 else lambda v: [v[i] for i in results] or None
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, Any]:
-        """(True, the call's result); (False, None), with nothing done, for a call the long way refuses."""
-        values: Any = self.pick((*args, *kwargs.values(), *self.constants))
-        for position in self.tracked:
+    def route(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        values: Any = pick((*args, *kwargs.values(), *constants))
+        for position in tracked:
             if values[position].requires_grad and records(type(values[position])):
-                return False, None
-        if self.maker is not None:
+                return REFUSED
+        if maker is not None:
             values = list(values)
-            if not self.maker.fill(values):
-                return False, None
-        self.op.calls += 1
-        self.target(*values)
-        results = self.results
-        return True, values[results[0]] if len(results) == 1 else [values[i] for i in results] or None
+            if not maker.fill(values):
+                return REFUSED
+        op.calls += 1
+        target(*values)
+        return hand_back(values)
+
+    return route
 
 
 def form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -187,4 +197,4 @@ def _route(
     order = [index[p.name] for p in spec.params]
     pick = itemgetter(*order) if len(order) > 1 else lambda values: (values[order[0]],)
     constants = tuple(p.default for p in absent)
-    return Route(op, op.target, pick, constants, tuple(tracked), tuple(back), maker)
+    return run_route(op, pick, constants, tuple(tracked), tuple(back), maker)

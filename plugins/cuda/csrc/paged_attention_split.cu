@@ -192,8 +192,8 @@ void split_launch(const Launch& on, const AttentionCall& call, const SplitShape&
   const size_t shared = split_shared(call, shape.stages);
   allow_shared_once<paged_attention_split_keys<T, D, N>>(on, shared);
   run_overlapped(on, paged_attention_split_keys<T, D, N>,
-                 dim3(on.facts().processors * shape.blocks_per_sm), dim3(kSplitThreads),
-                 shared, call.args, w, shape.stages);
+                 dim3(on.facts().processors * shape.blocks_per_sm), dim3(kSplitThreads), shared,
+                 call.args, w, shape.stages);
 }
 
 void attend_split_as(const Launch& on, const AttentionCall& call, int max_rows,
