@@ -1,6 +1,6 @@
 """Paged attention on one GPU, beside the fastest peers that can be imported.
 
-    python benchmarks/cuda/bench_attention.py [--json FILE] [--only decode|prefill]
+    python benchmarks/cuda/bench_attention.py [--json FILE] [--only decode|prefill] [--cells NAME...]
 
 Calls are captured in CUDA graphs over rotated inputs (caches together larger than the second-level
 cache), so that launch gaps and cached data do not count; medians of replays. Decode: one query a
@@ -14,9 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +188,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=["decode", "prefill"])
+    parser.add_argument("--cells", nargs="+", default=[""], help="beginnings of the names of those to run")
     args = parser.parse_args()
     cells = {"decode": DECODE, "prefill": PREFILL, None: DECODE + PREFILL}[args.only]
+    cells = [cell for cell in cells if cell.name.startswith(tuple(args.cells))]
     rows, limits = [], ceilings()
     print(torch.cuda.get_device_name(), limits, flush=True)
     for cell in cells:
@@ -200,8 +205,10 @@ def main() -> None:
         "python": platform.python_version(),
         "unit": "microseconds, median",
         **limits,
-        "command": "python benchmarks/cuda/bench_attention.py",
+        "command": " ".join(["python", *sys.argv]),
     }
+    if find_spec("flashinfer"):
+        facts["flashinfer"] = version("flashinfer-python")
     if args.json:
         args.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
 
