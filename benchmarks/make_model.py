@@ -16,6 +16,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from make_gguf import write_gguf
 from safetensors.numpy import save_file
 
 QWEN3_06B: dict[str, Any] = {
@@ -37,19 +38,6 @@ QWEN3_06B: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 2,
     "torch_dtype": "bfloat16",
-}
-GGUF_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
 }
 
 
@@ -92,52 +80,33 @@ def write_folder(out: Path, config: dict[str, Any]) -> None:
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 
-def gguf_name(name: str) -> str:
-    if not name.startswith("model.layers."):
-        return {
-            "model.embed_tokens.weight": "token_embd.weight",
-            "model.norm.weight": "output_norm.weight",
-        }[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{GGUF_NAMES[rest.removesuffix('.weight')]}.weight"
+def tokenizer() -> dict[str, Any]:
+    """Bytes as tokens 3 .. 258: peers' converters ask for a tokenizer, the measurements use none."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokens = [*names, *sorted(ByteLevel.alphabet())]
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": name, **flags} for i, name in enumerate(names)],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": []},
+    }
 
 
-def write_gguf(path: Path, config: dict[str, Any]) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(str(path), "qwen3")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    _add_tokens(writer, config["vocab_size"])
-    for name, value in weights(config):
-        writer.add_tensor(gguf_name(name), value if value.ndim == 1 else value.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file(progress=False)
-    writer.close()
-
-
-def _add_tokens(writer: Any, count: int) -> None:
-    """A vocabulary nobody reads: token ids go in and logits come out."""
-    import gguf
-
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{i}" for i in range(count)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * count)
-    writer.add_token_merges(["t 0"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
+def write_tokenizer(out: Path) -> None:
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer(), indent=1), encoding="utf-8")
+    said = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
 
 
 def main() -> None:
@@ -146,8 +115,9 @@ def main() -> None:
     parser.add_argument("--gguf", action="store_true", help="also write OUT/model-f16.gguf")
     args = parser.parse_args()
     write_folder(args.out, QWEN3_06B)
+    write_tokenizer(args.out)
     if args.gguf:
-        write_gguf(args.out / "model-f16.gguf", QWEN3_06B)
+        write_gguf(args.out / "model-f16.gguf", QWEN3_06B, weights(QWEN3_06B))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,34 @@
-"""What each quantisation method costs in quality: perplexity of held-out text against 16-bit weights.
+"""What each quantisation method costs in quality: perplexity against 16-bit weights, beside llama.cpp's.
 
-    python benchmarks/quality_quant.py [--model FOLDER] [--text FILE] [--methods wint8,w8a8]
-                                       [--out benchmarks/results/quant-quality.json]
+    python benchmarks/quality_quant.py [--model FOLDER] [--texts heldout,fresh,docstrings]
+        [--methods wint8,w8a8] [--llamacpp PYTHON [--gguf F16.gguf]] [--out results/quant-quality.json]
 
-Disjoint windows of 1024 tokens over the first 40 kB, each token scored once; the embedded model and its
-own held-out text unless named. `increase` is the relative rise of perplexity per token.
+Disjoint windows of 1024 tokens, each token scored once; the embedded model unless one is named; texts as
+in `texts.py`. `increase` is the relative rise of perplexity per token over the same engine's 16 bits.
 
-Rows ending in -cal are checkpoints made by `fd quantize --calibration` from the text behind the first
-80 kB, which is not scored. `q4_0` and `q8_0` are llama.cpp's formats by their published rules (32 weights
-to a float16 scale: 4.5 and 8.5 bits), all linear layers but the head, which stays 16-bit, in float32
-arithmetic: a kinder setting than the program's own.
+Rows ending in -cal are checkpoints made by `fd quantize --calibration` from text that is not scored.
+llama.cpp's rows come from the program itself: PYTHON's environment has llama-cpp-python, gguf, safetensors
+and ml_dtypes, and the file is made by make_gguf.py; `tensors` counts its matrices by type, which tells
+where the format named was not used. `rule-q4_0` and `rule-q8_0` are its formats by their published rules
+(32 weights to a float16 scale: 4.5 and 8.5 bits) in float32 arithmetic with a 16-bit head: what the
+format alone costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import texts
 from ceilings import machine_facts
 from safetensors.numpy import save_file
 
@@ -31,8 +37,8 @@ from fd_core.engine.build import EMBEDDED
 from fd_core.llm import LLM, SamplingParams
 from fd_core.loader.tensor_file import TensorFile
 
+HERE = Path(__file__).resolve().parent
 WINDOW = 1024
-CHARACTERS, CALIBRATION_FROM = 40_000, 80_000
 END_OF_TEXT = 0
 BLOCK = 32
 Array = np.ndarray[Any, Any]
@@ -50,19 +56,53 @@ METHODS = {
 CALIBRATED = {
     f"{name}-g{group}-cal": (name, group) for group in (32, 64, 128) for name in ("wint4", "w4a8")
 }
-RULES = ("q4_0", "q8_0")
+RULES = ("rule-q4_0", "rule-q8_0")
+LLAMACPP = ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m")
+Windows = dict[str, list[list[int]]]
+Perplexity = dict[str, float]
 
 
-def perplexity(model: str, text: str, quantization: str) -> float:
-    """exp of the mean negative log-probability of a token."""
+def windows_of(model: str, names: list[str]) -> Windows:
+    encode = LLM(model).tokenizer.encode
+    ids = {name: encode(texts.text(name)) for name in names}
+    return {
+        name: [[END_OF_TEXT, *tokens[i : i + WINDOW]] for i in range(0, len(tokens), WINDOW)]
+        for name, tokens in ids.items()
+    }
+
+
+def perplexity(model: str, windows: Windows, quantization: str) -> Perplexity:
+    """exp of the mean negative log-probability of a token, for each text."""
     llm = LLM(model, quantization=quantization, enable_prefix_caching=False)
-    ids = llm.tokenizer.encode(text)
-    windows = [[END_OF_TEXT, *ids[i : i + WINDOW]] for i in range(0, len(ids), WINDOW)]
+    return {name: _perplexity(llm, parts) for name, parts in windows.items()}
+
+
+def _perplexity(llm: LLM, windows: list[list[int]]) -> float:
     results = llm.generate(windows, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0))
     scores = [p.logprob for r in results for p in r.prompt_logprobs or [] if p is not None]
-    if len(scores) != len(ids):
-        raise RuntimeError(f"want {len(ids)} scores, have {len(scores)}")
+    if len(scores) != count(windows):
+        raise RuntimeError(f"want {count(windows)} scores, have {len(scores)}")
     return math.exp(-math.fsum(scores) / len(scores))
+
+
+def count(windows: list[list[int]]) -> int:
+    """Tokens that are scored."""
+    return sum(len(window) - 1 for window in windows)
+
+
+def llamacpp(python: str, gguf: Path, name: str, windows: Windows, work: Path) -> dict[str, Any]:
+    """The peer's answer, with perplexities for its sums."""
+    command = [python, "-m", "workers.llamacpp_quality", str(gguf), name, str(work / f"{name}.gguf")]
+    request = json.dumps(windows)
+    run = subprocess.run(command, cwd=HERE, input=request, stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, Any] = json.loads(run.stdout)
+    sums = answer.pop("scores")
+    return {"perplexity": {t: math.exp(total / count(windows[t])) for t, total in sums.items()}, **answer}
+
+
+def make_gguf(python: str, model: Path, out: Path) -> Path:
+    subprocess.run([python, str(HERE / "make_gguf.py"), str(model), str(out)], check=True)
+    return out
 
 
 def q4_0(blocks: Array) -> Array:
@@ -82,7 +122,10 @@ def q8_0(blocks: Array) -> Array:
 
 def by_rule(model: Path, rule: str, out: Path) -> Path:
     """A float32 checkpoint whose linear weights hold what the rule leaves of them."""
-    file, round_blocks = TensorFile(model / "model.safetensors"), {"q4_0": q4_0, "q8_0": q8_0}[rule]
+    file, round_blocks = (
+        TensorFile(model / "model.safetensors"),
+        {"rule-q4_0": q4_0, "rule-q8_0": q8_0}[rule],
+    )
     tensors = {}
     for name in file.entries:
         value = file.read(name).astype(np.float32)
@@ -103,41 +146,69 @@ def calibrated(model: Path, name: str, group: int, text: Path, out: Path) -> Pat
     return out
 
 
-def measure(name: str, args: argparse.Namespace, text: str, work: Path) -> float:
-    model = Path(args.model) if args.model else EMBEDDED
+def measure(name: str, model: str, windows: Windows, work: Path) -> Perplexity:
+    folder = Path(model) if model else EMBEDDED
     if name in RULES:
-        return perplexity(str(by_rule(model, name, work / name)), text, "none")
+        return perplexity(str(by_rule(folder, name, work / name)), windows, "none")
     if name in CALIBRATED:
-        return perplexity(
-            str(calibrated(model, *CALIBRATED[name], work / "text.txt", work / name)), text, ""
-        )
-    return perplexity(args.model, text, METHODS[name])
+        made = calibrated(folder, *CALIBRATED[name], work / "text.txt", work / name)
+        return perplexity(str(made), windows, "")
+    return perplexity(model, windows, METHODS[name])
+
+
+def ours(args: argparse.Namespace, windows: Windows, work: Path) -> Iterator[dict[str, Any]]:
+    base = perplexity(args.model, windows, "none")
+    for name in args.methods.split(","):
+        found = base if name == "none" else measure(name, args.model, windows, work)
+        yield {"method": name, "perplexity": found, "increase": increase(found, base)}
+
+
+def peers(args: argparse.Namespace, windows: Windows, work: Path) -> Iterator[dict[str, Any]]:
+    gguf = args.gguf or make_gguf(
+        args.llamacpp, Path(args.model) if args.model else EMBEDDED, work / "f16.gguf"
+    )
+    base: Perplexity = {}
+    for name in LLAMACPP:
+        found = llamacpp(args.llamacpp, gguf, name, windows, work)
+        base = base or found["perplexity"]
+        yield {"method": f"llama.cpp {name}", "increase": increase(found["perplexity"], base), **found}
+
+
+def increase(found: Perplexity, base: Perplexity) -> Perplexity:
+    return {name: value / base[name] - 1 for name, value in found.items()}
+
+
+def show(row: dict[str, Any]) -> None:
+    cells = [f"{row['perplexity'][t]:9.4f} {row['increase'][t]:+8.3%}" for t in row["perplexity"]]
+    print(f"{row['method']:18}", *cells, row.get("tensors", ""), flush=True)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="")
-    parser.add_argument("--text", type=Path, default=EMBEDDED / "heldout.txt")
+    parser.add_argument("--texts", default=",".join(texts.NAMES), help="names, or files")
     parser.add_argument("--methods", default=",".join([*METHODS, *CALIBRATED, *RULES]))
+    parser.add_argument("--llamacpp", default="", metavar="PYTHON")
+    parser.add_argument("--gguf", type=Path)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    whole = args.text.read_text(encoding="utf-8")
-    text = whole[:CHARACTERS]
-    base = perplexity(args.model, text, "none")
-    rows: list[dict[str, Any]] = []
+    windows = windows_of(args.model, args.texts.split(","))
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        (work / "text.txt").write_text(whole[CALIBRATION_FROM:], encoding="utf-8")
-        for name in args.methods.split(","):
-            value = base if name == "none" else measure(name, args, text, work)
-            rows.append({"method": name, "perplexity": value, "increase": value / base - 1})
-            print(f"{name:14} {value:9.4f} {value / base - 1:+8.3%}", flush=True)
+        (work / "text.txt").write_text(texts.calibration(), encoding="utf-8")
+        for row in itertools.chain(
+            peers(args, windows, work) if args.llamacpp else (), ours(args, windows, work)
+        ):
+            rows.append(row)
+            show(row)
     if args.out:
-        facts = {**machine_facts(), "model": args.model or "embedded", "text": args.text.name}
+        facts = {**machine_facts(), "model": Path(args.model).name or "embedded", "numpy": np.__version__}
+        facts["tokens"] = {name: count(parts) for name, parts in windows.items()}
         args.out.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
 
 
