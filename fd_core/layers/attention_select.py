@@ -53,6 +53,14 @@ def select_backend(
     )
 
 
+def explained(judged: Judged) -> str:
+    """Every candidate, best first, with its preference or with what is against it."""
+    return "; ".join(
+        f"{backend.name}: {f'preference {backend.priority}' if verdict.ok else verdict}"
+        for backend, verdict in judged
+    )
+
+
 def select_attention(
     spec: AttentionSpec, device: DeviceInfo, candidates: Sequence[Backend], wanted: str | None = None
 ) -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
@@ -10,7 +11,7 @@ from fd_core.api import dtype as dt
 from fd_core.api.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVCache, KVLayout
 from fd_core.api.tensor import Tensor
 from fd_core.layers.attention import Attention, Rotary
-from fd_core.layers.attention_select import select_attention
+from fd_core.layers.attention_select import explained, select_backend
 from fd_core.layers.buffers import Buffer
 from fd_core.layers.context import ModelContext
 from fd_core.layers.embedding import Embedding, SharedEmbedding
@@ -24,6 +25,8 @@ from fd_core.models.base import CausalLM
 from fd_core.models.config import ModelConfig
 from fd_core.models.limits import common_limits, dense_only
 from fd_core.quantization.config import HEAD
+
+log = logging.getLogger("fd.engine")
 
 
 class FeedForward(Protocol):
@@ -172,9 +175,10 @@ class DecoderLM(CausalLM):
         """One backend, and so one plan per step, for all layers of equal specification."""
         if spec not in self._backends:
             context = self.context
-            chosen = select_attention(
-                spec, context.device, context.attention_backends, context.attention_backend
+            chosen, judged = select_backend(
+                context.attention_backends, spec, context.device, context.attention_backend
             )
+            log.info("attention by %s (%s)", chosen.name, explained(judged))
             self._backends[spec] = chosen(spec, context.device, context.ops)
         return self._backends[spec]
 

@@ -17,7 +17,7 @@ from fd_core.api.verdict import YES, Reason, ReasonCode, Verdict
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.oracle import oracle_target
 from fd_core.layers.attention_backend import PagedAttention
-from fd_core.layers.attention_select import select_attention, select_backend
+from fd_core.layers.attention_select import explained, select_attention, select_backend
 from fd_core.ops.catalogue import find
 
 DEVICE = DeviceInfo(HOST, "a device", "an arch", 0, 0)
@@ -143,6 +143,9 @@ def test_the_highest_priority_without_a_reason_against_it_wins() -> None:
         ("PLAIN", True),
     ]
     assert select_attention(SPEC, DEVICE, [good, plain], "PLAIN") is plain
+    assert explained(judged) == (
+        "FAST: [ARCH] FAST: want sm_90, have an arch; GOOD: preference 5; PLAIN: preference 0"
+    )
 
 
 def test_a_named_backend_is_never_replaced() -> None:

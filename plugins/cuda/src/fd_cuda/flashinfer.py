@@ -54,7 +54,7 @@ def pages_of(cu_seqlens_q: Array, seq_lens: Array, table: Array, block_size: int
     lens = np.where(np.diff(cu_seqlens_q) > 0, seq_lens, 0)
     counts = -(-lens // block_size)
     ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    ids = table[np.arange(table.shape[1]) < counts[:, None]]
+    ids = np.maximum(table[np.arange(table.shape[1]) < counts[:, None]], 0)  # -1: behind the window
     last = (lens - np.maximum(counts - 1, 0) * block_size).astype(np.int32)
     return Pages(cu_seqlens_q.astype(np.int32), ends, ids.astype(np.int32), last)
 
@@ -98,6 +98,7 @@ class FlashInferAttention(AttentionBackend):
         flashinfer: Any = import_module("flashinfer")
         self._wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(space, "HND")
         self._views: dict[tuple[int, ...], tuple[Tensor, Tensor, Any]] = {}
+        self._rows = 0  # of the planned step: what is behind them is padding
 
     @classmethod
     def supports(cls, spec: AttentionSpec, device: DeviceInfo) -> Verdict:
@@ -116,6 +117,7 @@ class FlashInferAttention(AttentionBackend):
         """Waits for the device. DeviceError while a graph is captured."""
         cu, lens, table = map(_on_host, (batch.cu_seqlens_q, batch.seq_lens, batch.block_table))
         step = pages_of(cu, lens, table, self.spec.block_size)
+        self._rows = int(cu[-1])
         spec, torch = self.spec, self._torch
         on_host = (torch.from_numpy(x) for x in (step.queries, step.pages, step.ids, step.last))
         kind = getattr(torch, spec.dtype.name)
@@ -165,9 +167,9 @@ class FlashInferAttention(AttentionBackend):
     ) -> None:
         if sinks is not None:
             raise ValueError("FLASHINFER.sinks: want none, have some; use CUDA_ATTN")
-        take = self._torch.from_dlpack
+        rows, results = (self._torch.from_dlpack(x)[: self._rows] for x in (q, out))
         with self._stream():
-            self._wrapper.run(take(q), self._of(cache)[2], out=take(out))
+            self._wrapper.run(rows, self._of(cache)[2], out=results)
 
     def _stream(self) -> AbstractContextManager[Any]:
         """torch works on the stream that our kernels run on."""
