@@ -1,9 +1,8 @@
 """Device memory: blocks of power-of-two-ish sizes, kept after use and given out again.
 
-A freed block is reused at once by the same stream's order of work: everything this plug-in launches runs
-on the stream it was asked on, and blocks of one pool serve one device. Who uses a block on several streams
-holds it until they have met; what must not be reused while a copy is under way is held by whoever started
-the copy.
+A freed block is reused at once, but only by the stream it was taken on: that stream's order of work keeps
+the new use behind the old one. Who uses a block on other streams too holds it until they have met; what must
+not be reused while a copy is under way is held by whoever started the copy. One pool serves one device.
 """
 
 from __future__ import annotations
@@ -28,15 +27,16 @@ def rounded(nbytes: int) -> int:
 class Block:
     """Device memory that returns to its pool when nobody refers to it any more."""
 
-    __slots__ = ("_pool", "ptr", "size")
+    __slots__ = ("_pool", "_stream", "ptr", "size")
 
-    def __init__(self, pool: Pool, ptr: int, size: int) -> None:
+    def __init__(self, pool: Pool, ptr: int, size: int, stream: int) -> None:
         self._pool = pool
+        self._stream = stream
         self.ptr = ptr
         self.size = size
 
     def __del__(self) -> None:
-        self._pool.give_back(self.ptr, self.size)
+        self._pool.give_back(self.ptr, self.size, self._stream)
 
 
 class Pool:
@@ -44,22 +44,23 @@ class Pool:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a collection may free a block inside any of these methods
-        self._free: dict[int, list[int]] = defaultdict(list)
+        self._free: dict[tuple[int, int], list[int]] = defaultdict(list)  # by size and stream
         self.kept = 0  # bytes that are allocated and free
 
-    def take(self, nbytes: int) -> Block:
-        """Raises MemoryError (text: bytes wanted and free) when the device has no room."""
+    def take(self, nbytes: int, stream: int) -> Block:
+        """For work on `stream` (raw handle). MemoryError (text: bytes wanted and free) when the device has
+        no room, what other streams left included."""
         size = rounded(nbytes)
         with self._lock:
-            found = self._free[size]
+            found = self._free[size, stream]
             if found:
                 self.kept -= size
-                return Block(self, found.pop(), size)
-        return Block(self, self._allocate(size), size)
+                return Block(self, found.pop(), size, stream)
+        return Block(self, self._allocate(size), size, stream)
 
-    def give_back(self, ptr: int, size: int) -> None:
+    def give_back(self, ptr: int, size: int, stream: int) -> None:
         with self._lock:
-            self._free[size].append(ptr)
+            self._free[size, stream].append(ptr)
             self.kept += size
 
     def release(self) -> None:

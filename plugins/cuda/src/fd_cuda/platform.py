@@ -56,7 +56,7 @@ class CudaPlatform(Platform):
 
     def empty(self, spec: TensorSpec) -> Tensor:
         self.enter()
-        block = self._pool.take(spec.nbytes)
+        block = self._pool.take(spec.nbytes, self.stream())
         storage = Storage(block.ptr, block.size, self._info.device, owner=block, platform=self)
         return Tensor(block.ptr, spec.shape, spec.dtype, storage)
 
