@@ -7,9 +7,9 @@ from ctypes import c_uint64
 from typing import Any
 
 import pytest
-
 from fd_cuda import driver
 from fd_cuda.memory import Pool
+
 from tests.cuda.fake_driver import FakeDriver
 
 MIB = 1 << 20
@@ -67,10 +67,11 @@ def test_another_stream_gets_other_memory(allocator: Allocator) -> None:
 
 def test_what_other_streams_left_makes_room(allocator: Allocator) -> None:
     pool = Pool()
-    del (held := [pool.take(32 * MIB, stream=n) for n in (7, 8)])[:]
-    assert allocator.room == 0 and pool.kept == 64 * MIB
+    held = [pool.take(32 * MIB, stream=n) for n in (7, 8)]
+    held.clear()
+    assert (allocator.room, pool.kept) == (0, 64 * MIB)
     held.append(pool.take(48 * MIB, stream=9))
-    assert allocator.room == 16 * MIB and pool.kept == 0
+    assert (allocator.room, pool.kept) == (16 * MIB, 0)
 
 
 def test_no_room_names_what_was_wanted_and_found(allocator: Allocator) -> None:

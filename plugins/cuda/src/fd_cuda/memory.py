@@ -1,8 +1,8 @@
 """Device memory: blocks of power-of-two-ish sizes, kept after use and given out again.
 
 A freed block is reused at once, but only by the stream it was taken on: that stream's order of work keeps
-the new use behind the old one. Who uses a block on other streams too holds it until they have met; what must
-not be reused while a copy is under way is held by whoever started the copy. One pool serves one device.
+the new use behind the old one. Who uses a block on other streams too holds it until they have met; what
+must not be reused while a copy is under way is held by whoever started the copy. One pool, one device.
 """
 
 from __future__ import annotations
