@@ -28,12 +28,14 @@ class LinearSpec:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The values a method can hold: code * scale, `low` <= code <= `high`, with a scale for every `group`
-    inputs of an output (0: for all of them)."""
+    """The values a method can hold: (code - zero) * scale, `low` <= code <= `high`, with a scale for every
+    `group` inputs of an output (0: for all of them). `zeros`: the least and the largest zero point, an
+    integer for each scale; None: it is 0."""
 
     low: int
     high: int
     group: int
+    zeros: tuple[int, int] | None = None
 
 
 class QuantMethod(ABC):
@@ -76,8 +78,8 @@ class QuantMethod(ABC):
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
         """Pack the host tensors into the device's layout, once. The inputs may be freed after.
 
-        A method with a `grid` also takes "scale" [out, groups] float32: the scales to use, when the
-        weights were already rounded to it.
+        A method with a `grid` also takes "scale" [out, groups] float32, and "zero" likewise where the
+        grid has zero points: those to use, when the weights were already rounded to it.
         """
 
     @abstractmethod

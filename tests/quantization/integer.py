@@ -74,19 +74,28 @@ def int8_weight(packed: Any, columns: int, depth: int) -> tuple[Array, Array]:
 
 
 def int4_weight(packed: Any, columns: int, depth: int, group: int) -> tuple[Array, Array]:
-    """Codes [N, K] and scales [N, groups] as quant_panels.h describes them."""
+    """Codes, less zero points if there are any, [N, K] and scales [N, groups] as quant_panels.h describes
+    them."""
+    codes, zeros, scales = int4_parts(packed, group)
+    assert not codes[:, depth:].any()
+    return (codes - np.repeat(zeros, group, axis=1))[:columns, :depth], scales[:columns]
+
+
+def int4_parts(packed: Any, group: int) -> tuple[Array, Array, Array]:
+    """Codes [N, K], zero points and scales [N, groups], all filled up to whole panels and groups."""
     raw = packed.numpy()
-    panels, groups, _ = raw.shape
+    panels, groups, nbytes = raw.shape
+    header = nbytes - 16 * group
+    zeros = raw[:, :, 64:96].view(np.int8) if header == 96 else np.zeros((panels, groups, 32), np.int8)
     scales = raw[:, :, :64].copy().view(dt.bfloat16.numpy()).astype(np.float32)
     scales = scales.reshape(panels, groups, 16, 2).transpose(0, 3, 2, 1).reshape(panels * 32, groups)
-    both = raw[:, :, 64:].reshape(panels, groups, group // 4, 16, 4)
+    both = raw[:, :, header:].reshape(panels, groups, group // 4, 16, 4)
     nibbles = np.stack([both & 15, both >> 4], axis=1).astype(
         np.int8
     )  # panels, half, groups, quads, lane, k
     codes = nibbles.transpose(0, 1, 4, 2, 3, 5).reshape(panels * 32, groups * group)
-    codes = (codes ^ 8) - 8
-    assert not codes[:, depth:].any()
-    return codes[:columns, :depth], scales[:columns]
+    zeros = zeros.transpose(0, 2, 1).reshape(panels * 32, groups).astype(np.int16)
+    return (codes ^ 8) - 8, zeros, scales
 
 
 def token_codes(x: Array, group: int) -> tuple[Array, Array]:

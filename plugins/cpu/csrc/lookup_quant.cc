@@ -55,7 +55,7 @@ void lookup_int4(Tensor ids, Tensor packed, Tensor out) {
   Check{op, "out", out}.rank(2);
   Check{op, "packed", packed}.rank(3);
   const int64_t rows = packed.size(0) * kPanel;
-  const int64_t group = gemm::check_int4(op, packed, out.size(1), rows);
+  const gemm::Int4Groups plan = gemm::check_int4(op, packed, out.size(1), rows);
   const uint8_t* from = packed.data<uint8_t>();
   const int64_t groups = packed.size(1), bytes = packed.size(2);
   look_up(op, ids, out, rows, [=](int64_t id, auto put) {
@@ -63,10 +63,12 @@ void lookup_int4(Tensor ids, Tensor packed, Tensor out) {
     for (int64_t g = 0; g < groups; ++g) {
       const uint8_t* at = from + (id / kPanel * groups + g) * bytes;
       const float scale = to_float(reinterpret_cast<const bf16*>(at)[lane * 2 + half]);
-      const uint8_t* quad = at + gemm::kInt4Scales + lane * kQuad;
-      for (int64_t k = 0; k < group; ++k) {
+      const int zero =
+          plan.zeros ? reinterpret_cast<const int8_t*>(at)[gemm::kInt4Scales + id % kPanel] : 0;
+      const uint8_t* quad = at + plan.header() + lane * kQuad;
+      for (int64_t k = 0; k < plan.length; ++k) {
         const int code = quad[k / kQuad * gemm::kInt4Quad + k % kQuad] >> (4 * half) & 15;
-        put(g * group + k, static_cast<float>((code ^ 8) - 8) * scale);
+        put(g * plan.length + k, static_cast<float>((code ^ 8) - 8 - zero) * scale);
       }
     }
   });

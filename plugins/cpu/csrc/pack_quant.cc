@@ -33,38 +33,70 @@ float pack_int8_column(const T* w, int64_t depth, int8_t* to) {
   return scale.of_codes;
 }
 
-// Sum of squared differences between 16 n floats and their codes under a scale.
-float loss(const vf* x, int n, float scale) {
-  vf sum{};
-  for (int i = 0; i < n; ++i) {
-    const vf away = x[i] - __builtin_convertvector(codes16(x[i], 1.0f / scale, -8, 7), vf) * scale;
-    sum += away * away;
+// A value is (code - zero) * scale, codes -8 .. 7.
+struct Step {
+  float scale;
+  int zero;
+
+  vi codes(vf x) const {
+    const float of_floats = std::abs(scale) > 0 ? 1.0f / scale : 0.0f;
+    return codes16(x, of_floats, -8 - zero, 7 - zero) + zero;
   }
-  return sum16(sum);
-}
+  vf values(vf x) const { return __builtin_convertvector(codes(x) - zero, vf) * scale; }
+};
+
+// The best step so far for some floats, sixteen at a time, and its sum of squared differences.
+struct Best {
+  const vf* x;
+  int n;
+  Step step{0.0f, 0};
+  float least = std::numeric_limits<float>::infinity();
+
+  void try_one(float scale, int zero) {
+    const Step one{to_float(from_float<bf16>(scale)), zero};
+    vf sum{};
+    for (int i = 0; i < n; ++i) {
+      const vf away = x[i] - one.values(x[i]);
+      sum += away * away;
+    }
+    const float error = sum16(sum);
+    if (error < least) step = one, least = error;
+  }
+};
 
 // The element of the largest magnitude.
-float outermost(const vf* x, int n) {
-  const float* from = reinterpret_cast<const float*>(x);
-  return *std::max_element(from, from + n * kLanes,
-                           [](float a, float b) { return std::abs(a) < std::abs(b); });
+float outermost(const float* x, int64_t n) {
+  return *std::max_element(x, x + n, [](float a, float b) { return std::abs(a) < std::abs(b); });
 }
 
-// The bfloat16 scale with the least squared error among: absmax / 7 (codes -7 .. 7); the outermost
-// element / -8, of either sign (codes -8 .. 7); somewhat smaller ones, for clipping the outermost
-// often serves the many better. Zero: all codes are.
-float best_scale(const vf* x, int n) {
-  const float full = Scale(absmax(reinterpret_cast<const float*>(x), n * kLanes), 7.0f).of_codes;
-  if (!(full > 0)) return full;
-  const float starts[] = {full, outermost(x, n) / -8.0f};
-  float best = full, least = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < 2 * kCandidates; ++i) {
-    const float smaller = 1.0f - kShrink * static_cast<float>(i / 2);
-    const float scale = to_float(from_float<bf16>(starts[i % 2] * smaller));
-    const float error = loss(x, n, scale);
-    if (error < least) best = scale, least = error;
+// Candidate i of some that clip more and more, for clipping the outermost often serves the many
+// better.
+float smaller(float start, int i) { return start * (1.0f - kShrink * static_cast<float>(i)); }
+
+// Scales that span all of the range, between zero points that put its middle amid the codes.
+void try_ranges(Best& best, float low, float high) {
+  const float full = (high - low) / 15.0f;
+  for (int i = 0; full > kTinyAbsmax && i < kCandidates; ++i) {
+    const float scale = smaller(full, i);
+    const float middle = std::clamp((low + high) / (-2.0f * scale) - 0.5f, -127.0f, 126.0f);
+    const int zero = static_cast<int>(std::nearbyint(middle));
+    for (int away : {0, -1, 1}) best.try_one(scale, zero + away);
   }
-  return best;
+}
+
+// The bfloat16 scale with the least squared error of `depth` floats, filled up with zeros, among:
+// absmax / 7 (codes -7 .. 7); the outermost element / -8, of either sign (codes -8 .. 7); somewhat
+// smaller ones; with `zeros` also those of try_ranges. Scale zero: all codes are.
+Step best_step(const vf* x, int64_t depth, bool zeros) {
+  const float* from = reinterpret_cast<const float*>(x);
+  const float full = Scale(absmax(from, depth), 7.0f).of_codes;
+  if (!(full > 0)) return {full, 0};
+  Best best{x, static_cast<int>((depth + kLanes - 1) / kLanes)};
+  const float starts[] = {full, outermost(from, depth) / -8.0f};
+  for (int i = 0; i < 2 * kCandidates; ++i) best.try_one(smaller(starts[i % 2], i / 2), 0);
+  const auto [low, high] = std::minmax_element(from, from + depth);
+  if (zeros) try_ranges(best, *low, *high);
+  return best.step;
 }
 
 // Sixteen at a time; the last is filled up with zeros. Returns how many there are.
@@ -80,54 +112,75 @@ int load_all(const T* w, int64_t depth, vf* x) {
 
 // Column j of a group: its nibbles into `quads`, which begins zeroed.
 template <typename T>
-void pack_int4_column(const T* w, int64_t depth, float scale, int j, uint8_t* quads) {
+void pack_int4_column(const T* w, int64_t depth, const Step& step, int j, uint8_t* quads) {
   vf x[kMaxGroup / kLanes];
-  const int n = load_all(w, depth, x);
-  for (int i = 0; i < n; ++i) {
-    const vi codes = codes16(x[i], std::abs(scale) > 0 ? 1.0f / scale : 0.0f, -8, 7);
-    for (int l = 0; l < kLanes; ++l)
-      quads[(i * kLanes + l) / kQuad * gemm::kInt4Quad + j % 16 * kQuad + l % kQuad] |=
-          static_cast<uint8_t>((codes[l] & 15) << (j / 16 * 4));
+  load_all(w, depth, x);
+  vi codes{};
+  for (int64_t k = 0; k < depth; ++k) {
+    if (k % kLanes == 0) codes = step.codes(x[k / kLanes]);
+    quads[k / kQuad * gemm::kInt4Quad + j % 16 * kQuad + k % kQuad] |=
+        static_cast<uint8_t>((codes[k % kLanes] & 15) << (j / 16 * 4));
   }
 }
 
-// Scales of the columns of a panel: as given, or the best of a column's group or of all of it.
-struct Scales {
-  const float* given;  // [columns][groups], null: none
-  int64_t groups, group, depth;
+// Steps of the columns of a panel: as given, or the best of a column's group or of all of it.
+struct Steps {
+  const float *scales, *zero_points;  // [columns][groups], null: none
+  int64_t count, depth;               // groups of a column
+  gemm::Int4Groups groups;
   bool whole;
 
   template <typename T>
-  float of(const T* w, int64_t column, int64_t g) const {
-    if (given != nullptr)
-      return to_float(from_float<bf16>(whole ? given[column] : given[column * groups + g]));
-    const int64_t first = whole ? 0 : g * group;
-    const int64_t length = whole ? depth : std::min(group, depth - first);
+  Step of(const T* w, int64_t column, int64_t g) const {
+    if (scales != nullptr) return given(whole ? column : column * count + g);
+    const int64_t first = whole ? 0 : g * groups.length;
+    const int64_t length = whole ? depth : std::min(groups.length, depth - first);
     thread_local std::vector<Lanes> space;
     space.resize(static_cast<size_t>((length + kLanes - 1) / kLanes));
     vf* x = reinterpret_cast<vf*>(space.data());
-    return best_scale(x, load_all(w + first, length, x));
+    load_all(w + first, length, x);
+    return best_step(x, length, groups.zeros);
+  }
+
+ private:
+  Step given(int64_t at) const {
+    const float zero = zero_points == nullptr ? 0.0f : std::clamp(zero_points[at], -128.0f, 127.0f);
+    return {to_float(from_float<bf16>(scales[at])), static_cast<int>(std::nearbyint(zero))};
   }
 };
 
+// The scale and the zero point of column j.
+void put_step(const Step& step, int j, bool zeros, uint8_t* header) {
+  reinterpret_cast<bf16*>(header)[j % 16 * 2 + j / 16] = from_float<bf16>(step.scale);
+  if (zeros) header[gemm::kInt4Scales + j] = static_cast<uint8_t>(step.zero);
+}
+
 // The panel of `columns` rows of w from `first` on.
 template <typename T>
-void pack_int4_panel(const T* w, int64_t stride, const Scales& plan, int64_t first, int columns,
+void pack_int4_panel(const T* w, int64_t stride, const Steps& plan, int64_t first, int columns,
                      uint8_t* to) {
-  const int64_t bytes = gemm::int4_group_bytes(plan.group);
-  std::memset(to, 0, static_cast<size_t>(plan.groups * bytes));
+  const int64_t bytes = plan.groups.bytes();
+  std::memset(to, 0, static_cast<size_t>(plan.count * bytes));
   for (int j = 0; j < columns; ++j) {
     const T* row = w + (first + j) * stride;
-    float scale = 0;
-    for (int64_t g = 0; g < plan.groups; ++g) {
-      uint8_t* group = to + g * bytes;
-      if (g == 0 || !plan.whole) scale = plan.of(row, first + j, g);
-      reinterpret_cast<bf16*>(group)[j % 16 * 2 + j / 16] = from_float<bf16>(scale);
-      const int64_t begin = g * plan.group;
-      pack_int4_column(row + begin, std::min(plan.group, plan.depth - begin), scale, j,
-                       group + gemm::kInt4Scales);
+    Step step{};
+    for (int64_t g = 0; g < plan.count; ++g) {
+      if (g == 0 || !plan.whole) step = plan.of(row, first + j, g);
+      put_step(step, j, plan.groups.zeros, to + g * bytes);
+      const int64_t begin = g * plan.groups.length;
+      pack_int4_column(row + begin, std::min(plan.groups.length, plan.depth - begin), step, j,
+                       to + g * bytes + plan.groups.header());
     }
   }
+}
+
+// The numbers of `given` [columns, groups], if there are any.
+const float* numbers(const char* op, const char* name, const OptTensor& given, int64_t columns,
+                     int64_t groups) {
+  if (!given) return nullptr;
+  Check{op, name, given}.rank(2).dim(0, columns).dim(1, groups);
+  Check{op, name, given}.dtype<float>("float32").contiguous();
+  return given.data<float>();
 }
 
 int columns_of(int64_t panel, int64_t columns) {
@@ -161,21 +214,25 @@ void pack_int8_weight(Tensor weight, Tensor packed, Tensor scale) {
 }
 FD_EXPORT(pack_int8_weight)
 
-// packed [ceil(N / 32), ceil(K / group), bytes of a group] uint8, group 32, 64 or 128 as the last
-// size says. `scale` [N, ceil(K / group)] float32 is rounded to bfloat16 and used; without it each
-// group gets the best one, or, if `whole`, each column one for all its groups. A group with a NaN
-// or an infinity: codes zero, scale NaN.
-void pack_int4_weight(Tensor weight, OptTensor scale, bool whole, Tensor packed) {
+// packed [ceil(N / 32), ceil(K / group), bytes of a group] uint8, group 32, 64 or 128 and with zero
+// points or without, as the last size says. `scale` and `zero` [N, ceil(K / group)] float32, or
+// [N, 1] if `whole`, are rounded to bfloat16 and int8 and used; without them each group gets the
+// best, or, if `whole`, each column for all its groups. A group with a NaN or an infinity: codes
+// zero, scale NaN.
+void pack_int4_weight(Tensor weight, OptTensor scale, OptTensor zero, bool whole, Tensor packed) {
   const char* op = "pack_int4_weight";
   Check{op, "weight", weight}.rank(2).inner_contiguous();
   const int64_t columns = weight.size(0), depth = weight.size(1);
-  const int64_t group = gemm::check_int4(op, packed, depth, columns);
-  Scales plan{nullptr, packed.size(1), group, depth, whole};
-  if (scale) {
-    Check{op, "scale", scale}.rank(2).dim(0, columns).dim(1, whole ? 1 : plan.groups);
-    Check{op, "scale", scale}.dtype<float>("float32").contiguous();
-    plan.given = scale.data<float>();
-  }
+  const gemm::Int4Groups groups = gemm::check_int4(op, packed, depth, columns);
+  const int64_t given = whole ? 1 : packed.size(1);
+  const Steps plan{numbers(op, "scale", scale, columns, given),
+                   numbers(op, "zero", zero, columns, given),
+                   packed.size(1),
+                   depth,
+                   groups,
+                   whole};
+  if (zero && !(scale && groups.zeros))
+    fail("ValueError", op, ".zero: want none without a scale and room for zero points, have one");
   dispatch_float(op, "weight", weight, [&](auto tag) {
     using T = decltype(tag);
     const T* from = weight.data<T>();

@@ -2,7 +2,8 @@
 place. Layouts: csrc/include/fd/quant_panels.h, the same for every processor.
 
 `wint8`, `w8a8`: one scale per output column. `wint4`, `w4a8`: one per group of inputs and column
-(option `group_size`: 32, 64, 128, or -1 for one per column). The `a8` methods also quantise each
+(option `group_size`: 32, 64, 128, or -1 for one per column), with `zero_point` also an integer zero
+point: a weight is (code - zero point) * scale. The `a8` methods also quantise each
 token's activations to int8, with a scale per group of inputs (128 with int8 weights), and sum a group
 in int32; the others keep float32 activations. Routers and experts stay as they are; the output head
 is a linear layer like the others (`skip` spares it), and where it is the embedding table, tokens are
@@ -29,6 +30,7 @@ GROUPS = (32, 64, 128)
 WHOLE = -1  # one scale per column: stored in groups of 128 that all have it
 DEFAULT_GROUP = 64
 LOW, HIGH = -8, 7
+ZEROS = (-128, 127)  # of zero points
 
 
 def int8_spec(weight: TensorSpec) -> TensorSpec:
@@ -37,10 +39,12 @@ def int8_spec(weight: TensorSpec) -> TensorSpec:
     return TensorSpec((-(-columns // PANEL), -(-depth // QUAD), PANEL, QUAD), dt.int8)
 
 
-def int4_spec(weight: TensorSpec, group: int) -> TensorSpec:
-    """The panels of a weight [N, K]: [ceil(N / 32), ceil(K / group), scales and codes of a group]."""
+def int4_spec(weight: TensorSpec, group: int, zero_point: bool = False) -> TensorSpec:
+    """The panels of a weight [N, K]: [ceil(N / 32), ceil(K / group), bytes of a group], which are those of
+    scales, zero points (if any) and codes."""
     columns, depth = weight.shape
-    return TensorSpec((-(-columns // PANEL), -(-depth // group), 2 * PANEL + group * PANEL // 2), dt.uint8)
+    nbytes = 2 * PANEL + zero_point * PANEL + group * PANEL // 2
+    return TensorSpec((-(-columns // PANEL), -(-depth // group), nbytes), dt.uint8)
 
 
 def plain(spec: LinearSpec) -> TensorSpec:
@@ -120,12 +124,16 @@ class Int4Linear(IntegerLinear):
     """Method "wint4": int4 weights in groups, float activations."""
 
     name: ClassVar[str] = "wint4"
-    form: ClassVar[str] = "int4-panels-1"
     kernel: ClassVar[str] = "linear_int4"
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
     ) -> None:
+        self.zero_point = (config or {}).get("zero_point", False)
+        if type(self.zero_point) is not bool:
+            raise QuantError(
+                f"quantization {self.name!r}: want zero_point true | false, have {self.zero_point!r}"
+            )
         super().__init__(device, platform, ops, config)
         group = self.config.get("group_size", DEFAULT_GROUP)
         if type(group) is not int or group not in (*GROUPS, WHOLE):
@@ -138,17 +146,25 @@ class Int4Linear(IntegerLinear):
         self._linear = getattr(library, self.kernel)
         self._lookup = library.lookup_int4
 
+    @property
+    def form(self) -> str:  # type: ignore[override]
+        return "int4-zero-panels-1" if self.zero_point else "int4-panels-1"
+
     def grid(self) -> Grid:
-        return Grid(LOW, HIGH, 0 if self.whole else self.group)
+        return Grid(LOW, HIGH, 0 if self.whole else self.group, ZEROS if self.zero_point else None)
 
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
-        """The panels, scales among the codes; scales of the least squared error where none are given."""
-        packed = self.platform.empty(int4_spec(plain(spec), self.group))
-        library.pack_int4_weight(weights["weight"], weights.get("scale"), self.whole, packed)
+        """The panels, scales among the codes; those of the least squared error where none are given."""
+        packed = self.platform.empty(self._packed_spec(spec))
+        given = weights.get("scale"), weights.get("zero")
+        library.pack_int4_weight(weights["weight"], *given, self.whole, packed)
         return packed
 
     def stored_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:
-        return {"qweight": int4_spec(plain(spec), self.group)}
+        return {"qweight": self._packed_spec(spec)}
+
+    def _packed_spec(self, spec: LinearSpec) -> TensorSpec:
+        return int4_spec(plain(spec), self.group, self.zero_point)
 
     def store(self, spec: LinearSpec, packed: Any) -> dict[str, Tensor]:
         return {"qweight": packed}

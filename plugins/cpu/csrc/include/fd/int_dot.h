@@ -30,6 +30,10 @@ inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
   return sum;
 }
+// by[column] * x in every column.
+inline DotSum dot_start(int32_t x, const int32_t* by) {
+  return _mm512_mullo_epi32(_mm512_set1_epi32(x), _mm512_loadu_si512(by));
+}
 // to[column] += sum * x_scale (* w_scale[column])
 template <bool Scaled>
 inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) {
@@ -94,6 +98,12 @@ inline DotQuad dot_quad(const Code* x) {
 inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) { return sum + w * x; }
 #endif
 
+// by[column] * x in every column.
+inline DotSum dot_start(int32_t x, const int32_t* by) {
+  int32_t parts[kDotColumns * kDotParts] = {};
+  for (int c = 0; c < kDotColumns; ++c) parts[c * kDotParts] = by[c] * x;
+  return load_as<DotSum>(parts);
+}
 // to[column] += sum * x_scale (* w_scale[column])
 template <bool Scaled>
 inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) {
@@ -148,6 +158,11 @@ struct Int4Dot {
     return widen_codes(reinterpret_cast<const int8_t*>(&codes));
   }
 #endif
+};
+
+// With zero points: a sum begins with -(kLift + zero point) * (sum of the row's codes).
+struct Int4ZeroDot : Int4Dot {
+  static constexpr int64_t kHeader = kInt4Scales + kInt4Zeros;
 };
 
 }  // namespace gemm

@@ -46,6 +46,22 @@ inline void load_scales(const Int4Dot&, const uint8_t* header, float* to) {
   store16(to + 16, reinterpret_cast<vf>(both & 0xffff0000u));
 }
 
+// What the columns' sums begin with, times the sum of a row's codes.
+template <typename W>
+struct Starts {
+  void load(const uint8_t*) {}
+  DotSum of(int32_t sum, int) const { return dot_start(-W::kLift * sum); }
+};
+template <>
+struct Starts<Int4ZeroDot> {
+  alignas(64) int32_t by[kPanel];
+  void load(const uint8_t* header) {
+    const auto* zeros = reinterpret_cast<const int8_t*>(header + kInt4Scales);
+    for (int j = 0; j < kPanel; ++j) by[j] = -(Int4ZeroDot::kLift + zeros[j]);
+  }
+  DotSum of(int32_t sum, int column) const { return dot_start(sum, by + column); }
+};
+
 // c[R][P * 32] += codes of x * codes of group g of P panels, scaled.
 template <typename W, int P, int U, int R>
 void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w, float* c) {
@@ -53,13 +69,16 @@ void dot_tile(const IntJob& job, int64_t row, int64_t g, const uint8_t* const* w
   const int64_t quads = std::min(job.quads, job.all_quads - g * job.quads);
   const int64_t begin = g * job.group_bytes, first = row * job.x.groups + g;
   alignas(64) float scales[P][kPanel];
-  for (int p = 0; p < P; ++p) load_scales(W{}, w[p] + begin, scales[p]);
+  Starts<W> starts[P];
+  for (int p = 0; p < P; ++p)
+    load_scales(W{}, w[p] + begin, scales[p]), starts[p].load(w[p] + begin);
   for (int sub = 0; sub < kDotUnits; sub += U) {
     DotSum acc[P][U][R];
 #pragma GCC unroll 32
     for (int i = 0; i < P * U * R; ++i) {
       const int32_t sum = job.x.sums[first + i % R * job.x.groups];
-      acc[i / (U * R)][i / R % U][i % R] = dot_start(-W::kLift * sum);
+      const int u = i / R % U, p = i / (U * R);
+      acc[p][u][i % R] = starts[p].of(sum, (sub + u) * kDotColumns);
     }
     int64_t at = begin + W::kHeader;
     for (int64_t q = 0; q < quads; ++q, at += W::kQuadBytes)

@@ -44,7 +44,7 @@ struct Int4Panel {
     return {nibble(8 * i) * scales.of.lo, nibble(8 * i + 4) * scales.of.hi};
   }
 
- private:
+ protected:
   vw nibble(int shift) const {
 #if defined(__AVX512F__)
     const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
@@ -53,6 +53,31 @@ struct Int4Panel {
 #else
     return as_float_lanes((both << (28 - shift)) >> 28);
 #endif
+  }
+};
+
+// The same with zero points. Nothing is rounded: a scale has 8 bits, a code less its zero point 9.
+struct Int4ZeroPanel : Int4Panel {
+  static constexpr int64_t kHeader = kInt4Scales + kInt4Zeros;
+  struct Scales {
+    Pair of, shift;
+    void load(const uint8_t* group, int sub) {
+      of = load_pair(reinterpret_cast<const bf16*>(group), sub);
+      const uint8_t* zeros = group + kInt4Scales + sub * kWidth;
+      shift = {zero_points(zeros) * of.lo, zero_points(zeros + 16) * of.hi};
+    }
+
+   private:
+    static vw zero_points(const uint8_t* from) {
+      typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+      return __builtin_convertvector(load_as<Bytes>(from), vw);
+    }
+  };
+
+  using Int4Panel::Int4Panel;
+  Pair widen(int i, const Scales& scales) const {
+    return {nibble(8 * i) * scales.of.lo - scales.shift.lo,
+            nibble(8 * i + 4) * scales.of.hi - scales.shift.hi};
   }
 };
 
