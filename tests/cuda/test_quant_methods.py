@@ -64,6 +64,11 @@ def test_group_sizes(group: Any) -> None:
         Int4Linear(device(90), None, None, {"group_size": group})
 
 
+def test_zero_points_are_refused() -> None:
+    with pytest.raises(QuantError, match=r"'wint4': want zero_point false, have True; fix: leave zero_point out"):
+        Int4Linear(device(90), None, None, {"zero_point": True})
+
+
 @every_method
 def test_quantised_checkpoints_are_refused(method: type[QuantMethod]) -> None:
     with pytest.raises(QuantError, match="already quantised; fix: load the 16-bit checkpoint"):

@@ -155,6 +155,12 @@ class Int4Linear(IntegerLinear):
                 f"quantization {self.name!r}: want group_size {' | '.join(map(str, GROUPS))}, "
                 f"have {self.group!r}"
             )
+        zero_point = (config or {}).get("zero_point", False)
+        if zero_point is not False:
+            fix = "leave zero_point out: codes are then symmetric"
+            raise QuantError(
+                f"quantization {self.name!r}: want zero_point false, have {zero_point!r}; fix: {fix}"
+            )
         super().__init__(device, platform, ops, config)
 
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
