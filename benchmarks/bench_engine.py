@@ -4,7 +4,8 @@
     fd quantize /tmp/bench/qwen3-0.6b /tmp/bench/qwen3-0.6b-w4a8 --method w4a8      # or another, or none
     python benchmarks/bench_engine.py /tmp/bench/qwen3-0.6b \\
         [--peer-python /path/to/venv/bin/python]      # where llama-cpp-python is installed
-        [--gguf FILE] [--ctranslate2 PYTHON:FOLDER] [--torch float32]
+        [--gguf FILE] [--ctranslate2 PYTHON:FOLDER] [--openvino PYTHON:FOLDER]
+        [--onnxruntime PYTHON:FOLDER] [--torch float32]
         [--rounds 5] [--cells prefill512,decode1,...] [--out results.json]
 
 Each engine is a process that loads the model once; in every round each of them runs the cell once, in
@@ -16,19 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ceilings import Ceilings, machine_facts
-
-HERE = Path(__file__).resolve().parent
+from peers import Peer, add_arguments, launches
 
 
 @dataclass(frozen=True)
@@ -45,37 +41,6 @@ CELLS = {
     "prefill512": Cell({"job": "prefill", "tokens": 512}, 512),
     "decode1at4096": Cell({"job": "decode", "batch": 1, "context": 4096, "steps": 8}, 8),
 }
-
-
-class Peer:
-    """A worker process; see benchmarks/workers."""
-
-    def __init__(self, command: list[str], env: dict[str, str] | None = None) -> None:
-
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=HERE, env={**os.environ, **(env or {})}, **pipes)
-        started = time.perf_counter()
-        self.about = self._answer()
-        self.about["load_seconds"] = round(time.perf_counter() - started, 2)
-        self.name = f"{self.about['peer']} {self.about['precision']}"
-
-    def run(self, job: dict[str, Any]) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return float(self._answer()["seconds"])
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"worker {self.process.args} ended with status {self.process.wait()}")
-        return dict(json.loads(line))
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(20)
 
 
 @dataclass(frozen=True)
@@ -154,40 +119,16 @@ def row(
     }
 
 
-def start(args: argparse.Namespace) -> list[Peer]:
-    folder = args.model.resolve()
-    peers = [Peer([sys.executable, "-m", "workers.fd", str(folder)], {"BENCH_DTYPE": args.dtype})]
-    if args.peer_python:
-        gguf = args.gguf or folder / "model-f16.gguf"
-        peers.append(Peer([args.peer_python, "-m", "workers.llamacpp", str(gguf)]))
-    if args.ctranslate2:
-        python, _, converted = args.ctranslate2.partition(":")
-        peers.append(Peer([python, "-m", "workers.ct2", converted]))
-    for precision in args.torch:
-        command = [sys.executable, "-m", "workers.transformers_torch", str(folder)]
-        peers.append(Peer(command, {"BENCH_DTYPE": precision}))
-    return peers
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="engines side by side")
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--dtype", default="auto", help="ours: auto (bfloat16), float16 or float32")
-    parser.add_argument("--peer-python", default="")
-    parser.add_argument(
-        "--gguf", type=Path, help="llama.cpp's file (default: model-f16.gguf in the folder)"
-    )
-    parser.add_argument(
-        "--ctranslate2", default="", metavar="PYTHON:FOLDER", help="and its converted model"
-    )
-    parser.add_argument("--torch", nargs="*", default=[], help="precisions to run transformers in")
+    add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cells", default=",".join(CELLS))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model = Model.of(args.model, args.dtype)
     ceilings = Ceilings()
-    peers = start(args)
+    peers = [Peer(launch) for launch in launches(args)]
     rows = []
     try:
         for name in args.cells.split(","):

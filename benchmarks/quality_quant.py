@@ -62,9 +62,9 @@ Windows = dict[str, list[list[int]]]
 Perplexity = dict[str, float]
 
 
-def windows_of(model: str, names: list[str]) -> Windows:
+def windows_of(model: str, names: list[str], characters: int) -> Windows:
     encode = LLM(model).tokenizer.encode
-    ids = {name: encode(texts.text(name)) for name in names}
+    ids = {name: encode(texts.text(name, characters)) for name in names}
     return {
         name: [[END_OF_TEXT, *tokens[i : i + WINDOW]] for i in range(0, len(tokens), WINDOW)]
         for name, tokens in ids.items()
@@ -187,6 +187,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="")
     parser.add_argument("--texts", default=",".join(texts.NAMES), help="names, or files")
+    parser.add_argument("--characters", type=int, default=texts.CHARACTERS, help="of each text at most")
     parser.add_argument("--methods", default=",".join([*METHODS, *CALIBRATED, *RULES]))
     parser.add_argument("--llamacpp", default="", metavar="PYTHON")
     parser.add_argument("--gguf", type=Path)
@@ -196,7 +197,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    windows = windows_of(args.model, args.texts.split(","))
+    windows = windows_of(args.model, args.texts.split(","), args.characters)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -24,12 +24,16 @@ DOCUMENT = "\n# "
 NAMES = ("heldout", "fresh", "docstrings")
 
 
-def text(name: str) -> str:
-    """One of NAMES, or the start of a file."""
+def text(name: str, characters: int = CHARACTERS) -> str:
+    """The first characters of one of NAMES, or of a file."""
+    return _whole(name)[:characters]
+
+
+def _whole(name: str) -> str:
     if name == "docstrings":
-        return "\n\n".join(prose())[:CHARACTERS]
+        return "\n\n".join(prose())
     if name not in NAMES:
-        return Path(name).read_text(encoding="utf-8")[:CHARACTERS]
+        return Path(name).read_text(encoding="utf-8")
     if name == "heldout":
         return sample()[:CHARACTERS]
     return sample()[CHARACTERS:CALIBRATION_FROM].rsplit(DOCUMENT, 1)[0]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
+
+#: Tokens a sequence may have, where an engine plans for it.
+CONTEXT = int(os.environ.get("BENCH_CONTEXT", "8192"))
 
 
 class Worker(Protocol):
@@ -18,8 +23,9 @@ class Worker(Protocol):
 
 def serve(make: Callable[[], Worker], about: dict[str, Any]) -> None:
     """Answer {"job": "prefill" | "decode", ...} lines on standard input until it closes."""
+    started = time.perf_counter()
     worker = make()
-    _say({"ready": True, **about})
+    _say({"ready": True, "load_seconds": round(time.perf_counter() - started, 3), **about})
     for line in sys.stdin:
         job = json.loads(line)
         name = job.pop("job")

@@ -14,9 +14,7 @@ from fd_core.engine.config import EngineConfig
 from fd_core.engine.engine import Engine
 from fd_core.engine.request import EngineRequest, SamplingParams
 from fd_core.host.session import open_session
-from workers import prompt_ids, serve
-
-CONTEXT = 8192
+from workers import CONTEXT, prompt_ids, serve
 
 
 class FdWorker:

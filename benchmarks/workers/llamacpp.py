@@ -11,9 +11,8 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from workers import prompt_ids, serve
+from workers import CONTEXT, prompt_ids, serve
 
-CONTEXT = 8192
 BATCH = 2048
 
 
