@@ -247,6 +247,7 @@ class PluginHost:
         from fd_core.api.quant import QuantMethod
 
         own = _optional("fd_core.quantization.unquantized", "Unquantized")
+        own += _optional("fd_core.quantization.fp8", "Float8Linear")
         found = [cls for _, cls in self._collect("fd_quant_methods", QuantMethod, device=device)]
         return {cls.name: cls for cls in sorted([*own, *found], key=lambda cls: cls.priority)}
 

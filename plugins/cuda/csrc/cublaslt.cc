@@ -62,7 +62,7 @@ uint32_t alignment(const void* p) {
 }
 
 using Key = std::tuple<int, bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int,
-                       int, uint32_t, uint32_t, uint32_t, bool>;
+                       int, uint32_t, uint32_t, uint32_t, bool, int>;
 
 // Descriptions and the algorithm of one product; freed with the thread.
 struct Plan {
@@ -88,6 +88,22 @@ Handle handle_on(const Launch& on) {
   Handle& handle = handles[on.device];
   if (handle == nullptr) check(on.op, api()->create(&handle), "create");
   return handle;
+}
+
+void set_scales(const Launch& on, const Product& p, Desc desc) {
+  if (p.x_scales == nullptr) return;
+  const Api& lt = *api();
+  check(on.op, lt.desc_set(desc, kScaleOfA, &p.w_scales, sizeof(void*)), "scale");
+  check(on.op, lt.desc_set(desc, kScaleOfB, &p.x_scales, sizeof(void*)), "scale");
+}
+
+// Whether the library knows such scales: vectors from 12.9 on.
+bool describe_scales(const Launch& on, const Product& p, Desc desc) {
+  set_scales(on, p, desc);
+  if (!p.by_row) return true;
+  const Api& lt = *api();
+  return lt.desc_set(desc, kScaleModeOfA, &kScaleVector, sizeof(int)) == 0 &&
+         lt.desc_set(desc, kScaleModeOfB, &kScaleVector, sizeof(int)) == 0;
 }
 
 void describe(const Launch& on, const Product& p, Plan* plan) {
@@ -138,14 +154,16 @@ void* scratch_of(const Launch& on) {
 // Kept per thread: a description's bias changes from call to call.
 Plan& plan_of(const Launch& on, const Product& p, size_t workspace) {
   thread_local std::map<Key, Plan> plans;
+  const int scales = p.x_scales == nullptr ? 0 : p.by_row ? 2 : 1;
   const Key key{on.device, workspace > 0,  p.rows,         p.columns,        p.depth,
                 p.x_step,  p.w_step,       p.out_step,     p.in_type,        p.out_type,
-                p.compute, alignment(p.x), alignment(p.w), alignment(p.out), p.bias != nullptr};
+                p.compute, alignment(p.x), alignment(p.w), alignment(p.out), p.bias != nullptr,
+                scales};
   if (plans.size() > kMaxPlans) plans.clear();
   const auto [at, fresh] = plans.try_emplace(key);
   if (fresh) {
     describe(on, p, &at->second);
-    choose(on, p, workspace, &at->second);
+    if (describe_scales(on, p, at->second.desc)) choose(on, p, workspace, &at->second);
   }
   return at->second;
 }
@@ -170,6 +188,7 @@ bool multiply(const Launch& on, const Product& p) {
   const Api& lt = *api();
   if (p.bias != nullptr)
     check(on.op, lt.desc_set(plan.desc, kBiasPointer, &p.bias, sizeof(void*)), "bias");
+  set_scales(on, p, plan.desc);
   const float one = 1, none = 0;
   const int32_t int_one = 1, int_none = 0;
   const bool integers = p.scale_type == kR32I;

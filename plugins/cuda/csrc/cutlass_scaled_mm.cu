@@ -1,4 +1,5 @@
-// int8 products in int32; float8 ones as float16, which holds every float8 exactly, in float32.
+// int8 products in int32; float8 ones by float8 tensor cores (float8_product.cu), before sm_89 as
+// float16, which holds every float8 exactly, in float32.
 #include "fd/fp8.cuh"
 #include "fd/scaled_product.cuh"
 #include "fd/skinny.cuh"
@@ -23,7 +24,7 @@ __global__ void cutlass_scaled_mm_widen(const e4m3* from, int64_t total, f16* to
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
-#include "fd/fp8.h"
+#include "fd/float8_product.h"
 #include "fd/scaled_product.h"
 #include "fd/strips.h"
 
@@ -94,7 +95,7 @@ inline ScaledSink part_of(ScaledSink sink, int64_t first) {
   return sink;
 }
 
-inline void float8_product(const Launch& on, Tensor a, Tensor b, const ScaledSink& sink) {
+inline void widened_product(const Launch& on, Tensor a, Tensor b, const ScaledSink& sink) {
   for_float8_strips(on, a, b, [&](const TensorTiles<f16>& job, int64_t first) {
     const ScaledSink part = part_of(sink, first);
     const PlainWeights<f16, kPlainWindow> weights{job.w, job.w_step, job.depth, job.columns};
@@ -105,8 +106,8 @@ inline void float8_product(const Launch& on, Tensor a, Tensor b, const ScaledSin
   });
 }
 
-inline void float8_blocks(const Launch& on, Tensor a, Tensor b, const BlockFold& fold,
-                          const LinearSink& to) {
+inline void widened_blocks(const Launch& on, Tensor a, Tensor b, const BlockFold& fold,
+                           const LinearSink& to) {
   for_float8_strips(on, a, b, [&](const TensorTiles<f16>& job, int64_t first) {
     LinearSink part = to;
     part.out = static_cast<char*>(to.out) + 2 * first;
@@ -140,9 +141,12 @@ void cutlass_scaled_mm(Tensor c, Tensor a, Tensor b, Tensor a_scales, Tensor b_s
   same_device(op, a, {b, c, a_scales, b_scales, bias});
   if (c.numel() == 0) return;
   const Launch on = launch_on(op, a);
-  if (blocks) return float8_blocks(on, a, b, fold, sink.to);
-  if (is<e4m3>(a)) return float8_product(on, a, b, sink);
-  int8_product(on, {a.data<int8_t>(), b.data<int8_t>(), m, n, k}, sink, false);
+  if (is<int8_t>(a))
+    return int8_product(on, {a.data<int8_t>(), b.data<int8_t>(), m, n, k}, sink, false);
+  if (on.sm() < kFloat8From)
+    return blocks ? widened_blocks(on, a, b, fold, sink.to) : widened_product(on, a, b, sink);
+  const Float8Product product{a.data<e4m3>(), b.data<e4m3>(), m, n, k};
+  blocks ? float8_blocks(on, product, fold, sink.to) : float8_product(on, product, sink, false);
 }
 FD_EXPORT(cutlass_scaled_mm)
 

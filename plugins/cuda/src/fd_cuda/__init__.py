@@ -44,8 +44,9 @@ def fd_quant_methods(device: DeviceInfo) -> list[type[QuantMethod]]:
     if device.device.type != "cuda":
         return []
     from fd_cuda.quant import METHODS
+    from fd_cuda.quant_fp8 import CudaFloat8Linear
 
-    return list(METHODS)
+    return [*METHODS, CudaFloat8Linear]
 
 
 @hookimpl

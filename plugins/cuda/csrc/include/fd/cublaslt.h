@@ -34,10 +34,15 @@ enum DescAttribute : int {
   kTransB = 4,
   kEpilogue = 7,
   kBiasPointer = 8,
-  kBiasType = 26
+  kScaleOfA = 17,
+  kScaleOfB = 18,
+  kBiasType = 26,
+  kScaleModeOfA = 31,
+  kScaleModeOfB = 32
 };
 enum PreferenceAttribute : int { kMaxWorkspace = 1, kReductions = 3, kMinAlignmentA = 5 };
 constexpr int kTranspose = 1, kEpilogueBias = 4;
+constexpr int kScaleVector = 3;  // one for each row of an operand; the default is one for all
 constexpr uint32_t kWideReductions =
     3;  // parts of K meet in the type of the sums, never the output's
 
@@ -61,13 +66,16 @@ struct Api {
 const Api* api();
 void search(const std::string& files);
 
-// D [M, N] = x [M, K] w [N, K]^T + bias; strides in elements, 0 in `bias`: none.
+// D [M, N] = x [M, K] w [N, K]^T + bias; strides in elements, 0 in `bias`: none. Operands of float8
+// may have scales in device memory, float32: one, or with `by_row` x_scales [M] and w_scales [N].
 struct Product {
   int64_t rows, columns, depth;
   int64_t x_step, w_step, out_step;
   int in_type, out_type, compute, scale_type;
   const void *x, *w, *bias;
   void* out;
+  const float *x_scales = nullptr, *w_scales = nullptr;
+  bool by_row = false;
 };
 
 // Whether it was run: false without the library, or where it knows no algorithm.
