@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
+
+from fd_core.quantization import compressed_tensors
 
 _log = logging.getLogger("fd.quantization")
 
@@ -21,6 +24,8 @@ _HEADS = {"wint4": "wint8", "w4a8": "w8a8"}
 #: Keys under which checkpoints name the method, and those that list layers left alone.
 _NAME_KEYS = ("quantization", "quant_method")
 _SKIP_KEYS = ("modules_to_not_convert", "ignored_layers", "ignore", "skip")
+#: Before patterns that are regular expressions, from the start of the name on (compressed-tensors).
+_EXPRESSION = "re:"
 
 
 class QuantError(ValueError):
@@ -60,6 +65,8 @@ class QuantConfig:
 
 
 def _matches(prefix: str, pattern: str) -> bool:
+    if pattern.startswith(_EXPRESSION):
+        return re.match(pattern.removeprefix(_EXPRESSION), prefix) is not None
     return fnmatch(prefix, pattern) or prefix.endswith(f".{pattern}") or prefix.startswith(f"{pattern}.")
 
 
@@ -101,6 +108,8 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
         raise QuantError(f"{where}: want a method under {' or '.join(_NAME_KEYS)}; have {sorted(value)}")
     if name == "fp8" and value.get("weight_block_size"):
         name = "block_wise_fp8"
+    if name == compressed_tensors.NAME:
+        name, value = _of_compressed_tensors(value, where)
     if name == MIXED:
         name = _text(value, "dense_quant_type", where) or UNQUANTIZED
     return QuantConfig(
@@ -113,6 +122,14 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
         _text(value, "moe_quant_type", where) or UNQUANTIZED,
         _text(value, "kv_cache_quant_type", where),
     )
+
+
+def _of_compressed_tensors(value: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    problem = compressed_tensors.difference(value)
+    if problem:
+        fix = "take a checkpoint of float8 weights per channel and dynamic ones per token, or a plain one"
+        raise QuantError(f"{where}: {compressed_tensors.NAME}: {problem}; fix: {fix}")
+    return compressed_tensors.METHOD, {**value, "is_quantized": True}
 
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str:
