@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from fd_core.api.kernel import OpSpec, Param, ParamKind
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.ops.catalogue import find
 from fd_core.ops.guest import allocator, exporter, is_tensor, to_tensor, tracer_of
-from fd_core.ops.route import REFUSED, Route, find_route, form
+from fd_core.ops.route import REFUSED, Route, find_route, refuse
 from fd_core.ops.schema import OpDef
 from fd_core.ops.stream import on_guests_stream
 
@@ -23,46 +23,69 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 
 
-class PublicOp:
-    """Callable with the op's inputs in order or by name.
+Routes = dict[tuple[Any, ...], Route]
+
+
+def function(definition: OpDef) -> Callable[..., Any]:
+    """The op as a function of its inputs, in order or by name.
 
     Outputs may follow, by position, by name, or all together as `out=`; those not given are
     allocated. Returns the outputs in the caller's tensor type: one bare, several as a list; an op
     without outputs returns the tensors it changed. Runs on `fd_core.current_platform`, on the current
     stream of the first guest tensor's library.
     """
+    state: tuple[Session | None, Routes] = (None, {})
 
-    def __init__(self, definition: OpDef) -> None:
-        self.definition = definition
-        self.__name__ = definition.name
-        self.__doc__ = definition.spec.doc
-        self.__signature__ = signature(definition.spec)
-        self._routes: tuple[Session | None, dict[tuple[Any, ...], Route | None]] = (None, {})
-
-    def __repr__(self) -> str:
-        return f"<op {self.__name__}{self.__signature__}>"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def op(*args: Any, **kwargs: Any) -> Any:
         session: Session = sessions().current_session()
-        known, routes = self._routes
-        key = form(args, kwargs)
-        if known is not session or key not in routes:
-            return self._first(session, key, args, kwargs)
-        route = routes[key]
-        result = REFUSED if route is None else route(args, kwargs)
-        return call(self.definition, session, args, kwargs) if result is REFUSED else result
+        known, routes = state
+        # What a route depends on: types by position, names, and types by name.
+        form = (*map(type, args), *kwargs, *map(type, kwargs.values()))
+        route = routes.get(form) if known is session else None
+        if route is None:
+            return first(session, form, args, kwargs)
+        result = route(args, kwargs)
+        return call(definition, session, args, kwargs) if result is REFUSED else result
 
-    def _first(
-        self, session: Session, key: tuple[Any, ...], args: Sequence[Any], kwargs: Mapping[str, Any]
+    def first(
+        session: Session, form: tuple[Any, ...], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The long way checks everything; later calls of the same form may take the short one."""
-        result = call(self.definition, session, args, kwargs)
-        known, routes = self._routes
+        nonlocal state
+        result = call(definition, session, args, kwargs)
+        known, routes = state
         if known is not session or len(routes) >= _FORMS:
             routes = {}
-        routes[key] = find_route(self.definition, session, args, kwargs)
-        self._routes = (session, routes)
+        routes[form] = find_route(definition, session, args, kwargs) or refuse
+        state = (session, routes)
         return result
+
+    return named(op, definition)
+
+
+def named(op: Any, definition: OpDef) -> Callable[..., Any]:
+    """`op` as help(), inspect and the tracers of array frameworks see it."""
+    op.__name__ = op.__qualname__ = definition.name
+    op.__module__ = "fd_core.ops"
+    op.__doc__ = definition.spec.doc
+    op.__signature__ = signature(definition.spec)
+    op.definition = definition
+    op.__dict__.update(_marks)
+    _functions.append(op)
+    made: Callable[..., Any] = op
+    return made
+
+
+_functions: list[Any] = []
+_marks: dict[str, Any] = {}
+
+
+def mark(name: str, value: Any) -> None:
+    """Give every public op, those still to be made included, an attribute: by such a one an array
+    framework's tracer is told to leave a function as it is."""
+    _marks[name] = value
+    for op in _functions:
+        setattr(op, name, value)
 
 
 #: Forms of a call that an op remembers; types made in a loop would otherwise pile up.
@@ -92,10 +115,10 @@ def may_be_left_out(param: Param) -> bool:
 
 
 @cache
-def public_op(name: str) -> PublicOp:
-    """The op called `name`; AttributeError with the nearest names if there is none."""
+def public_op(name: str) -> Callable[..., Any]:
+    """The function of the op called `name`; AttributeError with the nearest names if there is none."""
     try:
-        return PublicOp(find(name))
+        return function(find(name))
     except KeyError as error:
         raise AttributeError(f"fd_core.ops: {error.args[0]}") from None
 

@@ -102,9 +102,9 @@ def run_route(
     return route
 
 
-def form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a route depends on: types by position, names, and types by name."""
-    return (*map(type, args), *kwargs, *map(type, kwargs.values()))
+def refuse(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The route of calls that must take the long way."""
+    return REFUSED
 
 
 def find_route(

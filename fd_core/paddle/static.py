@@ -24,7 +24,7 @@ from fd_core.compat.fastdeploy.overload import Operator
 from fd_core.host.dispatch import GuardedOp
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.session import current_session
-from fd_core.ops.call import PublicOp, attribute, bind, infer_specs, public_op
+from fd_core.ops.call import attribute, bind, infer_specs, mark, public_op
 from fd_core.ops.catalogue import find
 from fd_core.ops.guest import register_tracer
 from fd_core.ops.schema import OpDef
@@ -197,14 +197,15 @@ def _install() -> None:
         _log.warning("ops that change tensors cannot be used in graphs: %s", error)
     register_tracer(Value, traced)
     modes = TransformOptions.ToStaticMode
-    _leave_alone((PublicOp, Operator), modes.SOT | modes.AST)
-    _leave_alone((Layer, ForwardMeta), modes.AST)
+    name, both, ast = TransformOptions.TRANSFORM_OPTIONS_ATTR_NAME, modes.SOT | modes.AST, modes.AST
+    mark(name, _leave_alone(both))
+    setattr(Operator, name, _leave_alone(both))
+    for kind in (Layer, ForwardMeta):
+        setattr(kind, name, _leave_alone(ast))
 
 
-def _leave_alone(kinds: Sequence[type[Any]], modes: Any) -> None:
-    for kind in kinds:
-        options = TransformOptions().with_skip_transform_mode(modes)
-        setattr(kind, TransformOptions.TRANSFORM_OPTIONS_ATTR_NAME, options)
+def _leave_alone(modes: Any) -> Any:
+    return TransformOptions().with_skip_transform_mode(modes)
 
 
 _install()
