@@ -27,6 +27,32 @@ class LinearSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertSpec:
+    """The experts of a layer: each is x -> W_down (silu(W_gate x) * W_up x), gate and up as one matrix.
+    `dtype`, `activation` as in LinearSpec. `prefix`: the checkpoint name of all of them."""
+
+    hidden: int
+    intermediate: int
+    experts: int
+    dtype: DType
+    activation: DType
+    prefix: str = ""
+
+    @property
+    def matrices(self) -> dict[str, LinearSpec]:
+        """Those of one expert by name: gate_up_proj [2 * intermediate, hidden], down_proj [hidden,
+        intermediate]."""
+        sizes = {
+            "gate_up_proj": (self.hidden, 2 * self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+        return {name: self._matrix(name, *size) for name, size in sizes.items()}
+
+    def _matrix(self, name: str, depth: int, columns: int) -> LinearSpec:
+        return LinearSpec(depth, columns, False, self.dtype, self.activation, f"{self.prefix}.{name}")
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
     """The values a method can hold: (code - zero) * scale, `low` <= code <= `high`, with a scale for every
     `group` inputs of an output (0: for all of them). `zeros`: the least and the largest zero point, an
@@ -107,3 +133,52 @@ class QuantMethod(ABC):
     def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
         """out [tokens, in] = rows `ids` of W (optional, see `has_lookup`)."""
         raise NotImplementedError(f"quantization {self.name!r} cannot be looked up")
+
+    def experts(self) -> ExpertMethod | None:
+        """How it holds and runs expert weights; None: it does not, and such layers are refused
+        (optional)."""
+        return None
+
+
+class ExpertMethod(ABC):
+    """The experts of mixture layers by a QuantMethod. Packed weights are stacks: the first dimension is
+    the expert. A method with a `form` stores them in a converted checkpoint as they are packed."""
+
+    def __init__(self, method: QuantMethod) -> None:
+        self.method = method
+
+    @property
+    def stored(self) -> bool:
+        """Whether the checkpoint holds the tensors of `packed_weights`."""
+        return self.method.stored
+
+    @abstractmethod
+    def packed_weights(self, spec: ExpertSpec) -> dict[str, TensorSpec]:
+        """The stacks in device memory, by name; in a converted checkpoint behind the prefix."""
+
+    @abstractmethod
+    def pack(
+        self, spec: ExpertSpec, expert: int, weights: Mapping[str, Tensor], packed: Mapping[str, Tensor]
+    ) -> None:
+        """Put one expert's host matrices (`ExpertSpec.matrices`, [out, in]) into its place in the stacks.
+        The inputs may be freed after."""
+
+    @abstractmethod
+    def apply(
+        self,
+        x: Tensor,
+        ends: Tensor,
+        owners: Tensor,
+        spec: ExpertSpec,
+        packed: Mapping[str, Tensor],
+        out: Tensor,
+    ) -> None:
+        """out [R, hidden] = what each row's expert makes of x [R, hidden]; allocates nothing.
+
+        Rows are sorted by expert: ends [experts] int64 inclusive numbers of rows, owners [R] int32.
+        """
+
+    def adopt(self, spec: ExpertSpec, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The stacks over a checkpoint's host tensors: in place where the device can. They stay valid,
+        and may be read-only (optional)."""
+        raise NotImplementedError(f"quantization {self.method.name!r} has no stored experts")

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group-size", type=int, help="inputs that share an int4 scale: 32, 64, 128; -1: all"
     )
     parser.add_argument("--lm-head", default="", help="method of the output head (default: int8)")
+    parser.add_argument("--experts", default="", help="method of experts (default: that of dense layers)")
     parser.add_argument(
         "--skip", nargs="*", default=[], metavar="LAYER", help="layers that stay as they are"
     )
@@ -54,6 +55,8 @@ def _config(args: argparse.Namespace) -> Any:
     if not all(layers.values()):
         raise QuantError(f"--layer: want PATTERN=METHOD, have {', '.join(args.layer)}")
     asked = {"quantization": args.method, "skip": args.skip, "layers": layers, "lm_head": args.lm_head}
+    if args.experts:
+        asked["moe_quant_type"] = args.experts
     if args.group_size is not None:
         asked["group_size"] = args.group_size
     known = open_session(args.platform or None).quant_methods

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from fd_core.api.attention import AttentionBackend
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import DType
 from fd_core.api.platform import Platform
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertMethod, ExpertSpec, LinearSpec, QuantMethod
 from fd_core.host.dispatch import Dispatch
 
-ChooseQuant = Callable[[LinearSpec], QuantMethod]
+
+class ChooseQuant(Protocol):
+    """The quantisation method of each layer; UnsupportedOpError where it cannot run it."""
+
+    def __call__(self, spec: LinearSpec, /) -> QuantMethod: ...
+
+    def experts(self, spec: ExpertSpec, /) -> ExpertMethod: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +27,7 @@ class ModelContext:
     """The opened device and the sizes a model is planned for.
 
     `dtype`: the weights'. `max_num_tokens`: rows of a step (the size of every activation buffer).
-    `max_num_seqs`: rows of logits. `quant` chooses the method of a linear layer.
+    `max_num_seqs`: rows of logits. `quant` chooses the methods of layers.
     `attention_backend`: the user's choice by name, empty for the best one. `max_model_len`: rows of
     the rotary tables.
     """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from fd_core.api import dtype as dt
-from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.api.quant import ExpertSpec
+from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_core.layers.context import ModelContext
 from fd_core.layers.scratch import Scratch
 from fd_core.layers.weight import Parameter, Piece, Weighted, whole
@@ -45,33 +48,87 @@ class Router(Weighted):
 
 
 class Experts(Weighted):
-    """All experts' matrices, stacked as [experts, in, out]; gate and up are columns of one."""
+    """All experts of a layer, packed by their quantisation method; gate and up are rows of one matrix.
 
-    gate_up: Tensor
-    down: Tensor
+    What is loaded at a time are its `parts`. As one layer its parameters are stacks of plain matrices
+    [experts, in, out].
+    """
 
     def __init__(self, context: ModelContext, sizes: ExpertSizes, prefix: str) -> None:
+        kinds = (context.dtype, context.activation_dtype)
+        self.spec = ExpertSpec(sizes.hidden, sizes.intermediate, sizes.experts, *kinds, prefix)
+        self.method = context.quant.experts(self.spec)
         self._platform = context.platform
-        self._dtype = context.dtype
-        self._sizes = sizes
-        self._prefix = prefix
+        self._packed: Mapping[str, Tensor] | None = None
+
+    def parts(self) -> list[Weighted]:
+        """The stacks of a converted checkpoint, or one expert after the other."""
+        return [self] if self.method.stored else [Expert(self, e) for e in range(self.spec.experts)]
 
     def parameters(self) -> dict[str, Parameter]:
-        n, hidden, inner = self._sizes.experts, self._sizes.hidden, self._sizes.intermediate
-        gate_up = TensorSpec((n, hidden, 2 * inner), self._dtype)
-        down = TensorSpec((n, inner, hidden), self._dtype)
-        columns = {"gate_proj": slice(0, inner), "up_proj": slice(inner, 2 * inner)}
-        halves = (self._piece(e, name, (inner, hidden), c) for e in range(n) for name, c in columns.items())
-        downs = (self._piece(e, "down_proj", (hidden, inner), slice(None)) for e in range(n))
-        return {"gate_up": Parameter(gate_up, tuple(halves)), "down": Parameter(down, tuple(downs))}
-
-    def _piece(self, expert: int, name: str, shape: tuple[int, int], columns: slice) -> Piece:
-        index = (expert, slice(None), columns)
-        return Piece(f"{self._prefix}.{expert}.{name}.weight", shape, True, index, transposed=True)
+        if self.method.stored:
+            wanted = self.method.packed_weights(self.spec)
+            return {name: whole(f"{self.spec.prefix}.{name}", one) for name, one in wanted.items()}
+        experts = [Expert(self, e).parameters() for e in range(self.spec.experts)]
+        return {name: _stacked([one[name] for one in experts]) for name in MATRICES}
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        self.gate_up = self._platform.from_host(values["gate_up"].numpy())
-        self.down = self._platform.from_host(values["down"].numpy())
+        if self.method.stored:
+            self._packed = self.method.adopt(self.spec, values)
+            return
+        for e in range(self.spec.experts):
+            one = {name: np.ascontiguousarray(stack.numpy()[e].T) for name, stack in values.items()}
+            self.pack(e, {name: from_numpy(matrix) for name, matrix in one.items()})
+
+    def pack(self, expert: int, values: Mapping[str, Tensor]) -> None:
+        """One expert's matrices [out, in]; the first one that comes makes the stacks."""
+        if self._packed is None:
+            wanted = self.method.packed_weights(self.spec)
+            self._packed = {name: self._platform.empty(one) for name, one in wanted.items()}
+        weights = {MATRICES[name]: value for name, value in values.items()}
+        self.method.pack(self.spec, expert, weights, self._packed)
+
+    def __call__(self, x: Tensor, ends: Tensor, owners: Tensor, out: Tensor) -> None:
+        assert self._packed is not None
+        self.method.apply(x, ends, owners, self.spec, self._packed, out)
+
+
+#: Parameters of experts and their names in the method's specification.
+MATRICES = {"gate_up": "gate_up_proj", "down": "down_proj"}
+
+
+class Expert(Weighted):
+    """The matrices of one expert on their way into the stacks."""
+
+    def __init__(self, experts: Experts, index: int) -> None:
+        self.experts, self.index = experts, index
+
+    def parameters(self) -> dict[str, Parameter]:
+        spec = self.experts.spec
+        prefix, inner = f"{spec.prefix}.{self.index}", spec.intermediate
+        gate_up = TensorSpec((2 * inner, spec.hidden), spec.dtype)
+        rows = {"gate_proj": slice(0, inner), "up_proj": slice(inner, 2 * inner)}
+        half = (inner, spec.hidden)
+        halves = (Piece(f"{prefix}.{name}.weight", half, True, (part,)) for name, part in rows.items())
+        down = TensorSpec((spec.hidden, inner), spec.dtype)
+        return {
+            "gate_up": Parameter(gate_up, tuple(halves)),
+            "down": whole(f"{prefix}.down_proj.weight", down, linear=True),
+        }
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self.experts.pack(self.index, values)
+
+
+def _stacked(experts: Sequence[Parameter]) -> Parameter:
+    """[experts, in, out] of matrices [out, in]."""
+    first = experts[0].spec
+    pieces = (
+        replace(piece, index=(e, slice(None), *(piece.index or (slice(None),))), transposed=True)
+        for e, one in enumerate(experts)
+        for piece in one.pieces
+    )
+    return Parameter(TensorSpec((len(experts), *first.shape[::-1]), first.dtype), tuple(pieces))
 
 
 class MixtureOfExperts:
@@ -97,7 +154,8 @@ class MixtureOfExperts:
         self._ends = context.platform.empty(TensorSpec((sizes.experts,), dt.int64))
 
     def layers(self) -> Iterator[Weighted]:
-        yield from (self.router, self.experts)
+        yield self.router
+        yield from self.experts.parts()
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         n, sizes, ops = x.shape[0], self._sizes, self._ops
@@ -107,6 +165,5 @@ class MixtureOfExperts:
         self.router(x, scores)
         choice = (sizes.chosen, False, "", False)
         ops.moe_expert_dispatch(x, scores, None, None, *choice, rows, ends, places, weights, ids, owners)
-        matrices = (self.experts.gate_up, self.experts.down, None, None, None, None)
-        ops.moe_expert_ffn(rows, ends, *matrices, owners, "none", False, results)
+        self.experts(rows, ends, owners, results)
         ops.moe_expert_reduce(results, weights, places, ids, None, sizes.normalise, 1.0, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -26,19 +26,39 @@ class TensorWriter:
         self._path, self._part = path, path.with_name(path.name + ".part")
         self._specs = dict(specs)
         self._missing = set(specs)
+        self._parts: dict[str, set[int]] = {}  # of tensors that come in parts, those still missing
         header, self._starts = _header(specs)
         self._file = self._part.open("wb")
         self._file.write(header)
 
     def write(self, name: str, value: np.ndarray[Any, Any]) -> None:
+        """A whole tensor."""
         spec = self._specs.get(name)
-        have = (value.shape, value.dtype.name)
-        if spec is None or have != (spec.shape, spec.dtype.name) or name not in self._missing:
+        known = spec is not None and spec.dtype.name == value.dtype.name and name in self._missing
+        if spec is None or not known or spec.shape != value.shape or name in self._parts:
             want = None if spec is None else (spec.shape, spec.dtype.name)
-            raise ValueError(f"{self._path.name}: {name}: want {want}, once; have {have}")
-        self._file.seek(self._starts[name])
-        np.ascontiguousarray(value).tofile(self._file)
+            self._refuse(name, want, (value.shape, value.dtype.name))
+        self._put(name, 0, value)
         self._missing.remove(name)
+
+    def write_part(self, name: str, index: int, value: np.ndarray[Any, Any]) -> None:
+        """Element `index` of the first dimension of a tensor, all of which come in this way."""
+        spec = self._specs.get(name)
+        missing = self._parts.setdefault(name, set(range(spec.shape[0] if spec else 0)))
+        part = None if spec is None else (spec.shape[1:], spec.dtype.name)
+        if part != (value.shape, value.dtype.name) or name not in self._missing or index not in missing:
+            self._refuse(f"{name}[{index}]", part, (value.shape, value.dtype.name))
+        self._put(name, index * value.nbytes, value)
+        missing.remove(index)
+        if not missing:
+            self._missing.remove(name)
+
+    def _put(self, name: str, offset: int, value: np.ndarray[Any, Any]) -> None:
+        self._file.seek(self._starts[name] + offset)
+        np.ascontiguousarray(value).tofile(self._file)
+
+    def _refuse(self, what: str, want: object, have: object) -> NoReturn:
+        raise ValueError(f"{self._path.name}: {what}: want {want}, once; have {have}")
 
     def close(self) -> None:
         if self._missing:

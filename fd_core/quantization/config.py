@@ -19,6 +19,8 @@ UNQUANTIZED = "none"
 MIXED = "mix_quant"
 #: What the output head is called, also where it shares the embedding table.
 HEAD = "lm_head"
+#: The key of the experts' method.
+EXPERTS = "moe_quant_type"
 #: The methods of the head where nothing else is said: four bits cost more there than anywhere.
 _HEADS = {"wint4": "wint8", "w4a8": "w8a8"}
 #: Keys under which checkpoints name the method, and those that list layers left alone.
@@ -38,8 +40,8 @@ class QuantConfig:
     prefixes, or their last parts) that stay unquantised. `from_checkpoint`: config.json says it.
     `head`: the method of the output head, where it is not `name`; the head is called lm_head in
     patterns, also where it is the embedding table. `layers`: (pattern, method) pairs for single
-    layers, the first that fits. `experts`: the method of expert weights. `kv_cache`: the type of the
-    KV cache, empty for the model's."""
+    layers, the first that fits. `experts`: the method of expert weights, empty for `name`. `kv_cache`: the
+    type of the KV cache, empty for the model's."""
 
     name: str = UNQUANTIZED
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -47,21 +49,28 @@ class QuantConfig:
     from_checkpoint: bool = False
     head: str = ""
     layers: tuple[tuple[str, str], ...] = ()
-    experts: str = UNQUANTIZED
+    experts: str = ""
     kv_cache: str = ""
 
     def name_for(self, prefix: str) -> str:
         """The method's name for one layer."""
-        if any(_matches(prefix, pattern) for pattern in self.skip):
+        return self._named(prefix) or (self.head if self.head and prefix == HEAD else self.name)
+
+    def name_for_experts(self, prefix: str) -> str:
+        """That of the experts of a layer, which go as one: by the name of all, or that of the first one's
+        first matrix."""
+        return self._named(prefix, f"{prefix}.0.gate_proj") or self.experts or self.name
+
+    def _named(self, *prefixes: str) -> str:
+        """What `skip` or `layers` say of a layer, empty: nothing."""
+        if any(_matches(prefix, pattern) for pattern in self.skip for prefix in prefixes):
             return UNQUANTIZED
-        for pattern, name in self.layers:
-            if _matches(prefix, pattern):
-                return name
-        return self.head if self.head and prefix == HEAD else self.name
+        fits = (name for pattern, name in self.layers if any(_matches(p, pattern) for p in prefixes))
+        return next(fits, "")
 
     def names(self) -> list[str]:
         """Every method it mentions."""
-        return [self.name, self.head or self.name, self.experts, *(name for _, name in self.layers)]
+        return [self.name, self.head or self.name, self.experts or self.name, *(n for _, n in self.layers)]
 
 
 def _matches(prefix: str, pattern: str) -> bool:
@@ -85,9 +94,6 @@ def parse_quantization(
         if name not in known:
             names = ", ".join(sorted(known))
             raise QuantError(f"quantization: want one of {names}; have {name!r} (is a plug-in missing?)")
-    if asked.experts != UNQUANTIZED:
-        fix = "leave moe_quant_type out: expert weights stay 16-bit"
-        raise QuantError(f"quantization: moe_quant_type: want none, have {asked.experts!r}; fix: {fix}")
     return asked
 
 
@@ -110,7 +116,8 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
         name = "block_wise_fp8"
     if name == compressed_tensors.NAME:
         name, value = _of_compressed_tensors(value, where)
-    if name == MIXED:
+    mixed = name == MIXED
+    if mixed:
         name = _text(value, "dense_quant_type", where) or UNQUANTIZED
     return QuantConfig(
         name,
@@ -119,7 +126,7 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
         from_checkpoint,
         _text(value, HEAD, where) or _HEADS.get(name, ""),
         _layers(value.get("layers") or {}, where),
-        _text(value, "moe_quant_type", where) or UNQUANTIZED,
+        _text(value, EXPERTS, where) or _unsaid_experts(value, mixed),
         _text(value, "kv_cache_quant_type", where),
     )
 
@@ -130,6 +137,12 @@ def _of_compressed_tensors(value: Mapping[str, Any], where: str) -> tuple[str, d
         fix = "take a checkpoint of float8 weights per channel and dynamic ones per token, or a plain one"
         raise QuantError(f"{where}: {compressed_tensors.NAME}: {problem}; fix: {fix}")
     return compressed_tensors.METHOD, {**value, "is_quantized": True}
+
+
+def _unsaid_experts(value: Mapping[str, Any], mixed: bool) -> str:
+    """Mixed configurations and null leave experts alone, as do checkpoints from before experts were
+    converted; elsewhere they go with the dense layers (empty)."""
+    return UNQUANTIZED if mixed or EXPERTS in value or value.get("is_quantized") else ""
 
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertMethod, ExpertSpec, LinearSpec, QuantMethod
 from fd_core.api.tensor import TensorSpec
 from fd_core.host.plugins import plugin_host
 from fd_core.host.session import Session, open_session
 from fd_core.layers.context import ModelContext
 from fd_core.layers.embedding import Embedding
 from fd_core.layers.linear import Linear
+from fd_core.layers.moe import Expert
 from fd_core.layers.weight import Piece, Weighted
 from fd_core.loader.folder import INDEX, SINGLE, FolderSource
 from fd_core.loader.layout import WeightLayout
@@ -31,7 +32,8 @@ from fd_core.models.config import ModelConfig, load_config
 from fd_core.models.decoder import DecoderLM
 from fd_core.models.registry import resolve
 from fd_core.quantization.calibrate import WINDOW, Calibration, Watched
-from fd_core.quantization.config import QuantConfig, QuantError
+from fd_core.quantization.config import EXPERTS, UNQUANTIZED, QuantConfig, QuantError
+from fd_core.quantization.convert_experts import ConvertedExperts, Write
 from fd_core.quantization.registry import QuantChooser
 from fd_core.quantization.unquantized import Unquantized
 
@@ -71,13 +73,9 @@ class Conversion:
 
     def __init__(self, job: Job, parsed: ModelConfig, session: Session) -> None:
         self._job = job
-        self._targets = QuantChooser(
-            job.quant, session.quant_methods, session.device, session.platform, session.ops
-        )
-        plain = session.quant_methods.get("none", Unquantized)
-        self._plain = plain(session.device, session.platform, session.ops)
+        watching = _Watching(job, session, self._write_part)
         model = resolve(parsed.architectures, plugin_host().models())(
-            parsed, _context(parsed, session, self._watch)
+            parsed, _context(parsed, session, watching)
         )
         if not isinstance(model, DecoderLM):
             raise QuantError(f"fd quantize: want a decoder of blocks, have {type(model).__name__}")
@@ -90,18 +88,13 @@ class Conversion:
         self._specs = {name: spec for layer in self._everything for name, spec in self._stored(layer)}
         self._total = sum(spec.nbytes for spec in self._specs.values())
 
-    def _watch(self, spec: LinearSpec) -> QuantMethod:
-        target = self._targets(spec)
-        return Watched(self._plain, target) if target.form else self._plain
-
     # -- what will be stored -----------------------------------------------------------------------
 
     def _stored(self, layer: Weighted) -> Iterator[tuple[str, TensorSpec]]:
-        watched = _watched(layer)
-        if watched is not None and isinstance(layer, Linear):
-            self.forms[watched.target.name] = watched.target.form
-            for name, spec in watched.target.stored_weights(layer.spec).items():
-                yield f"{layer.spec.prefix}.{name}", spec
+        target, stored = _converted(layer)
+        if target is not None:
+            self.forms[target.name] = target.form
+        yield from stored.items()
         for piece, array in self._kept(layer):
             yield piece.name, _spec_of(array)
 
@@ -109,9 +102,9 @@ class Conversion:
         """Tensors of the layer that stay as they are."""
         if isinstance(layer, Embedding) and self._shares_table():
             return
-        packed = _watched(layer) is not None
+        packed, _ = _converted(layer)
         for name, parameter in layer.parameters().items():
-            if packed and name != "bias":
+            if packed is not None and name != "bias":
                 continue
             for piece in parameter.pieces:
                 yield piece, self._source.read(piece, parameter.spec.dtype)
@@ -178,9 +171,44 @@ class Conversion:
                     self._write(f"{layer.spec.prefix}.{name}", tensor.numpy())
                 release(self._source, layer.parameters())
 
+    def _write_part(self, name: str, index: int, array: np.ndarray[Any, Any]) -> None:
+        self._writer.write_part(name, index, array)
+        self._bar.update(array.nbytes)
+
     def _write(self, name: str, array: np.ndarray[Any, Any]) -> None:
         self._writer.write(name, array)
         self._bar.update(array.nbytes)
+
+
+class _Watching:
+    """Layers that run on plain weights and know what they become."""
+
+    def __init__(self, job: Job, session: Session, write: Write) -> None:
+        parts = (session.device, session.platform, session.ops)
+        methods: dict[str, type[QuantMethod]] = {UNQUANTIZED: Unquantized, **session.quant_methods}
+        self._targets = QuantChooser(job.quant, session.quant_methods, *parts)
+        self._plain = QuantChooser(QuantConfig(), methods, *parts)
+        self._write, self._runs = write, bool(job.windows)
+
+    def __call__(self, spec: LinearSpec) -> QuantMethod:
+        target, plain = self._targets(spec), self._plain(spec)
+        return Watched(plain, target) if target.form else plain
+
+    def experts(self, spec: ExpertSpec) -> ExpertMethod:
+        target, plain = self._targets.experts(spec), self._plain.experts(spec)
+        return ConvertedExperts(plain, target, self._write, self._runs) if target.method.form else plain
+
+
+def _converted(layer: Weighted) -> tuple[QuantMethod | None, dict[str, TensorSpec]]:
+    """What a layer is converted by, and the tensors that are stored instead; None: it stays."""
+    watched = _watched(layer)
+    if watched is not None and isinstance(layer, Linear):
+        spec, target = layer.spec, watched.target
+        return target, {f"{spec.prefix}.{n}": one for n, one in target.stored_weights(spec).items()}
+    method = layer.experts.method if isinstance(layer, Expert) else None
+    if isinstance(layer, Expert) and isinstance(method, ConvertedExperts):
+        return method.method, method.stored_weights(layer.experts.spec)
+    return None, {}
 
 
 def _watched(layer: Weighted) -> Watched | None:
@@ -234,6 +262,7 @@ def described(quant: QuantConfig) -> dict[str, Any]:
         "quantization": quant.name,
         **own,
         "lm_head": quant.head or quant.name,
+        EXPERTS: quant.experts or quant.name,
         "skip": list(quant.skip),
         "layers": dict(quant.layers),
         **({"kv_cache_quant_type": quant.kv_cache} if quant.kv_cache else {}),

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fd_core.api.device import DeviceInfo
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertMethod, ExpertSpec, LinearSpec, QuantMethod
+from fd_core.api.verdict import ReasonCode, Verdict
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.quantization.config import UNQUANTIZED, QuantConfig, QuantError
+from fd_core.quantization.unquantized import PlainExperts
 
 
 class QuantChooser:
@@ -39,6 +41,22 @@ class QuantChooser:
         if not verdict.ok:
             raise UnsupportedOpError(f"quantization {method.name!r}: {spec.prefix}: {verdict}", verdict)
         return method
+
+    def experts(self, spec: ExpertSpec) -> ExpertMethod:
+        """The method of a layer's experts; UnsupportedOpError gives the reasons when it cannot run them."""
+        method = self._method(self.config.name_for_experts(spec.prefix))
+        matrices = spec.matrices.values()
+        verdict = Verdict.all(type(method).supports(one, self._device) for one in matrices)
+        found = method.experts()
+        if found is None and method.name == UNQUANTIZED:
+            found = PlainExperts(method)  # a layout of dense layers alone: the op takes plain matrices
+        if found is None:
+            fix = f'say "moe_quant_type": "{UNQUANTIZED}" in the JSON object of the quantization'
+            subject = f"quantisation {method.name}: {spec.prefix}"
+            verdict &= Verdict.no(ReasonCode.FEATURE, subject, "expert weights", "dense layers only", fix)
+        if found is None or not verdict.ok:
+            raise UnsupportedOpError(f"quantization {method.name!r}: {spec.prefix}: {verdict}", verdict)
+        return found
 
     def _method(self, name: str) -> QuantMethod:
         if name not in self._made:

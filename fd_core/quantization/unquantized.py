@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS
-from fd_core.api.quant import LinearSpec, QuantMethod
-from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.api.quant import ExpertMethod, ExpertSpec, LinearSpec, QuantMethod
+from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 
 
@@ -40,3 +42,35 @@ class Unquantized(QuantMethod):
 
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         self.ops.linear(x, packed, bias, out)
+
+    def experts(self) -> ExpertMethod | None:
+        return PlainExperts(self)
+
+
+class PlainExperts(ExpertMethod):
+    """Matrices [in, out], run by the `moe_expert_ffn` op: for any device with a kernel for it."""
+
+    def packed_weights(self, spec: ExpertSpec) -> dict[str, TensorSpec]:
+        return {
+            name: TensorSpec((spec.experts, one.in_features, one.out_features), one.dtype)
+            for name, one in spec.matrices.items()
+        }
+
+    def pack(
+        self, spec: ExpertSpec, expert: int, weights: Mapping[str, Tensor], packed: Mapping[str, Tensor]
+    ) -> None:
+        for name, weight in weights.items():
+            turned = np.ascontiguousarray(weight.numpy().T)
+            packed[name].select(expert).copy_from(from_numpy(turned))
+
+    def apply(
+        self,
+        x: Tensor,
+        ends: Tensor,
+        owners: Tensor,
+        spec: ExpertSpec,
+        packed: Mapping[str, Tensor],
+        out: Tensor,
+    ) -> None:
+        matrices = (packed["gate_up_proj"], packed["down_proj"], None, None, None, None)
+        self.method.ops.moe_expert_ffn(x, ends, *matrices, owners, "none", False, out)

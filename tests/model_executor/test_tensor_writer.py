@@ -63,6 +63,36 @@ def test_twice_and_too_few_are_refused(tmp_path: Path) -> None:
     writer.abandon()
 
 
+def test_parts_come_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    writer = TensorWriter(path, SPECS)
+    for index in (2, 0, 1):
+        writer.write_part("codes", index, ARRAYS["codes"][index])
+        if index == 0:
+            writer.write("scale", ARRAYS["scale"])
+    writer.write("empty", ARRAYS["empty"])
+    writer.close()
+    np.testing.assert_array_equal(TensorFile(path).read("codes"), ARRAYS["codes"])
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    writer, codes = TensorWriter(tmp_path / "x", SPECS), ARRAYS["codes"]
+    writer.write_part("codes", 1, codes[1])
+    for name, index, value, why in [
+        ("codes", 1, codes[1], r"codes\[1\]: want .* once"),
+        ("codes", 3, codes[1], r"codes\[3\]: want"),
+        ("codes", 0, codes[0, :5], r"codes\[0\]: want \(\(64,\), 'int8'\), once; have \(\(5,\)"),
+        ("other", 0, codes[0], r"other\[0\]: want None"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            writer.write_part(name, index, value)
+    with pytest.raises(ValueError, match=r"codes: want .* once"):
+        writer.write("codes", codes)
+    with pytest.raises(ValueError, match="want codes, empty, scale too"):
+        writer.close()
+    writer.abandon()
+
+
 def test_memory_may_go_and_comes_back(tmp_path: Path) -> None:
     """Released pages are read again from the file when somebody looks."""
     big = np.arange(1 << 16, dtype=np.int32)

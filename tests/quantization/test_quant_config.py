@@ -10,14 +10,14 @@ import pytest
 
 from fd_core.api import dtype as dt
 from fd_core.api.device import DeviceInfo
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertSpec, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.reference import ReferencePlatform
 from fd_core.quantization.config import QuantConfig, QuantError, parse_quantization
 from fd_core.quantization.registry import QuantChooser
-from fd_core.quantization.unquantized import Unquantized
+from fd_core.quantization.unquantized import PlainExperts, Unquantized
 
 KNOWN = ("none", "wint8", "block_wise_fp8")
 PLATFORM = ReferencePlatform()
@@ -159,10 +159,49 @@ def test_mixed_methods() -> None:
     assert config.name_for("model.layers.1.mlp.down_proj") == "wint8"
     nothing = parse_quantization(None, '{"quantization": "mix_quant"}', KNOWN)
     assert nothing.name_for("model.layers.1.mlp.down_proj") == "none"
-    with pytest.raises(QuantError, match="moe_quant_type: want none, have 'wint8'"):
-        parse_quantization(None, '{"quantization": "mix_quant", "moe_quant_type": "wint8"}', KNOWN)
+    experts = parse_quantization(None, '{"quantization": "mix_quant", "moe_quant_type": "wint8"}', KNOWN)
+    assert experts.name_for("model.layers.1.mlp.down_proj") == "none"
+    assert experts.name_for_experts("model.layers.1.mlp.experts") == "wint8"
+    with pytest.raises(QuantError, match="have 'w9'"):
+        parse_quantization(None, '{"quantization": "mix_quant", "moe_quant_type": "w9"}', KNOWN)
     with pytest.raises(QuantError, match="have 'w9'"):
         parse_quantization(None, '{"quantization": "mix_quant", "dense_quant_type": "w9"}', KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({}, "wint8"),
+        ({"moe_quant_type": "block_wise_fp8"}, "block_wise_fp8"),
+        ({"moe_quant_type": "none"}, "none"),
+        ({"moe_quant_type": None}, "none"),
+        ({"is_quantized": True}, "none"),  # converted before experts were
+        ({"is_quantized": True, "moe_quant_type": "wint8"}, "wint8"),
+        ({"skip": ["experts"]}, "none"),
+        ({"skip": ["*.experts.*"]}, "none"),
+        ({"skip": ["model.layers.1"]}, "none"),
+        ({"skip": ["model.layers.0"]}, "wint8"),
+        ({"layers": {"gate_proj": "block_wise_fp8"}}, "block_wise_fp8"),
+        ({"layers": {"down_proj": "block_wise_fp8"}}, "wint8"),
+        ({"layers": {"experts": "block_wise_fp8"}, "moe_quant_type": "none"}, "block_wise_fp8"),
+    ],
+    ids=str,
+)
+def test_experts_go_with_dense_layers_unless_told_otherwise(more: dict[str, Any], name: str) -> None:
+    config = parse_quantization({"quantization": "wint8", **more}, "", KNOWN)
+    assert config.name_for_experts("model.layers.1.mlp.experts") == name
+
+
+def test_experts_of_a_method_without_them_are_refused() -> None:
+    experts = ExpertSpec(64, 32, 4, dt.bfloat16, dt.float32, "mlp.experts")
+    why = r"'wint8': mlp.experts: .*want expert weights, have dense.*\"moe_quant_type\": \"none\""
+    with pytest.raises(UnsupportedOpError, match=why):
+        chooser(QuantConfig("wint8")).experts(experts)
+    plain = chooser(QuantConfig("wint8", experts="none")).experts(experts)
+    assert isinstance(plain, PlainExperts)
+    big = ExpertSpec(128, 32, 4, dt.bfloat16, dt.float32, "mlp.experts")
+    with pytest.raises(UnsupportedOpError, match="want <= 64, have 128"):
+        chooser(QuantConfig("wint8")).experts(big)
 
 
 def test_single_layers_have_methods_of_their_own() -> None:

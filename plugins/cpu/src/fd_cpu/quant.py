@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertMethod, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_cpu import library
+from fd_cpu.experts import PanelExperts
 
 #: Output columns of a panel; csrc/include/fd/gemm.h, kPanel.
 PANEL = 32
@@ -56,3 +57,16 @@ class PackedLinear(QuantMethod):
 
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         self._linear(x, packed, bias, out)
+
+    def experts(self) -> ExpertMethod | None:
+        return PackedExperts(self, "experts_packed")
+
+
+class PackedExperts(PanelExperts):
+    """Stacks of the panels of plain weights."""
+
+    def tensors(self, linear: LinearSpec) -> dict[str, TensorSpec]:
+        return {"weight": packed_spec(TensorSpec((linear.out_features, linear.in_features), linear.dtype))}
+
+    def pack_matrix(self, linear: LinearSpec, weight: Tensor, to: dict[str, Tensor]) -> None:
+        library.pack_linear_weight(weight, to["weight"])

@@ -5,9 +5,9 @@ place. Layouts: csrc/include/fd/quant_panels.h, the same for every processor.
 (option `group_size`: 32, 64, 128, or -1 for one per column), with `zero_point` also an integer zero
 point: a weight is (code - zero point) * scale. The `a8` methods also quantise each
 token's activations to int8, with a scale per group of inputs (128 with int8 weights), and sum a group
-in int32; the others keep float32 activations. Routers and experts stay as they are; the output head
-is a linear layer like the others (`skip` spares it), and where it is the embedding table, tokens are
-looked up in its panels.
+in int32; the others keep float32 activations. Experts of mixture layers are stacks of the same panels,
+routers stay as they are. The output head is a linear layer like the others (`skip` spares it), and where
+it is the embedding table, tokens are looked up in its panels.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 from fd_core.api import dtype as dt
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS
-from fd_core.api.quant import Grid, LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertMethod, Grid, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.quantization.config import QuantError
 from fd_cpu import library
+from fd_cpu.experts import IntegerExperts
 from fd_cpu.quant import PANEL
 
 QUAD = 4  # steps of k that lie together
@@ -56,6 +57,8 @@ class IntegerLinear(QuantMethod):
 
     priority: ClassVar[int] = 100
     has_lookup: ClassVar[bool] = True
+    #: The export for the experts of mixture layers.
+    expert_kernel: ClassVar[str]
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -82,6 +85,9 @@ class IntegerLinear(QuantMethod):
     def create_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:
         return {"weight": plain(spec)}
 
+    def experts(self) -> ExpertMethod | None:
+        return IntegerExperts(self, self.expert_kernel)
+
 
 class Int8Linear(IntegerLinear):
     """Method "wint8": int8 weights, float activations."""
@@ -89,6 +95,7 @@ class Int8Linear(IntegerLinear):
     name: ClassVar[str] = "wint8"
     form: ClassVar[str] = "int8-panels-1"
     kernel: ClassVar[str] = "linear_int8"
+    expert_kernel: ClassVar[str] = "experts_int8"
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -125,6 +132,7 @@ class Int4Linear(IntegerLinear):
 
     name: ClassVar[str] = "wint4"
     kernel: ClassVar[str] = "linear_int4"
+    expert_kernel: ClassVar[str] = "experts_int4"
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -184,6 +192,7 @@ class Int8DynamicLinear(Int8Linear):
 
     name: ClassVar[str] = "w8a8"
     kernel: ClassVar[str] = "linear_int8_dynamic"
+    expert_kernel: ClassVar[str] = "experts_int8_dynamic"
 
 
 class Int4DynamicLinear(Int4Linear):
@@ -191,6 +200,7 @@ class Int4DynamicLinear(Int4Linear):
 
     name: ClassVar[str] = "w4a8"
     kernel: ClassVar[str] = "linear_int4_dynamic"
+    expert_kernel: ClassVar[str] = "experts_int4_dynamic"
 
 
 METHODS: tuple[type[QuantMethod], ...] = (

@@ -7,6 +7,9 @@
 namespace fd {
 namespace gemm {
 
+constexpr int64_t kRowGroup =
+    128;  // activations that share a scale, where the weights have no groups
+
 // `codes` [rows][stride], zero beyond the depth. `scales` [rows]. `sums` [rows][groups]: the codes
 // of each group added up.
 struct QuantRows {
