@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-size", type=int, help="inputs that share an int4 scale: 32, 64, 128; -1: all"
     )
+    parser.add_argument(
+        "--zero-point", action="store_true", help="int4 weights with a zero point beside each scale"
+    )
     parser.add_argument("--lm-head", default="", help="method of the output head (default: int8)")
     parser.add_argument("--experts", default="", help="method of experts (default: that of dense layers)")
     parser.add_argument(
@@ -59,6 +62,8 @@ def _config(args: argparse.Namespace) -> Any:
         asked["moe_quant_type"] = args.experts
     if args.group_size is not None:
         asked["group_size"] = args.group_size
+    if args.zero_point:
+        asked["zero_point"] = True
     known = open_session(args.platform or None).quant_methods
     return parse_quantization(None, json.dumps(asked), known)
 

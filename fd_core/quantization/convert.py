@@ -37,6 +37,8 @@ from fd_core.quantization.convert_experts import ConvertedExperts, Write
 from fd_core.quantization.registry import QuantChooser
 from fd_core.quantization.unquantized import Unquantized
 
+#: Options of methods that say how weights are stored.
+METHOD_OPTIONS = ("group_size", "zero_point")
 #: Files of a model folder that go along: tokenizer, templates, generation settings.
 _COMPANIONS = (".json", ".txt", ".jinja", ".model", ".tiktoken", ".md")
 
@@ -257,7 +259,7 @@ def _write_config(job: Job, forms: Mapping[str, str]) -> None:
 
 def described(quant: QuantConfig) -> dict[str, Any]:
     """The configuration as config.json states it: what parse_quantization reads back."""
-    own = {k: v for k, v in quant.options.items() if k in ("group_size",)}
+    own = {k: v for k, v in quant.options.items() if k in METHOD_OPTIONS}
     return {
         "quantization": quant.name,
         **own,

@@ -67,6 +67,7 @@ def packed_of(model: Any) -> list[Any]:
         (("wint4", "--group-size", "64"), "wint4"),
         (("w4a8", "--group-size", "32"), '{"quantization": "w4a8", "group_size": 32}'),
         (("wint4", "--group-size", "-1"), '{"quantization": "wint4", "group_size": -1}'),
+        (("w4a8", "--zero-point"), '{"quantization": "w4a8", "zero_point": true}'),
         (
             ("wint4", "--lm-head", "none", "--layer", "down_proj=w8a8", "--skip", "model.layers.2"),
             '{"quantization": "wint4", "lm_head": "none", "layers": {"down_proj": "w8a8"}, '
