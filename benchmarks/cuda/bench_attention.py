@@ -138,7 +138,10 @@ def flashinfer_call(step: Step, kind: str) -> Call:
         wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
             space, "HND", backend=kind, use_cuda_graph=True, qo_indptr_buf=step.cu.clone(), **buffers
         )
-        wrapper.plan(step.cu, *bound, *sizes, causal=True, q_data_type=step.q.dtype)
+        options = {"causal": True, "q_data_type": step.q.dtype}
+        if kind == "fa2":  # its scratch for splitting grows with the queries, and they fill the device
+            options["disable_split_kv"] = c.batch * c.queries > 1024
+        wrapper.plan(step.cu, *bound, *sizes, **options)
     return lambda: wrapper.run(step.q, (step.key, step.value), out=step.out)
 
 
