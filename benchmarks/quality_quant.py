@@ -5,13 +5,14 @@
 
 Disjoint windows of 1024 tokens, each token scored once; the embedded model unless one is named; texts as
 in `texts.py`. `increase` is the relative rise of perplexity per token over the same engine's 16 bits.
+A record that exists keeps the rows of other methods; --methods "" measures the peer alone.
 
-Rows ending in -cal are checkpoints made by `fd quantize --calibration` from text that is not scored.
-llama.cpp's rows come from the program itself: PYTHON's environment has llama-cpp-python, gguf, safetensors
-and ml_dtypes, and the file is made by make_gguf.py; `tensors` counts its matrices by type, which tells
-where the format named was not used. `rule-q4_0` and `rule-q8_0` are its formats by their published rules
-(32 weights to a float16 scale: 4.5 and 8.5 bits) in float32 arithmetic with a 16-bit head: what the
-format alone costs.
+Rows with -zero have zero points beside the scales. Those ending in -cal are checkpoints made by
+`fd quantize --calibration` from text that is not scored. llama.cpp's rows come from the program itself:
+PYTHON's environment has llama-cpp-python, gguf, safetensors and ml_dtypes, and the file is made by
+make_gguf.py; `tensors` counts its matrices by type, which tells where the format named was not used.
+`rule-q4_0` and `rule-q8_0` are its formats by their published rules (32 weights to a float16 scale: 4.5
+and 8.5 bits) in float32 arithmetic with a 16-bit head: what the format alone costs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ WINDOW = 1024
 END_OF_TEXT = 0
 BLOCK = 32
 Array = np.ndarray[Any, Any]
+GROUPS = (32, 64, 128)
 METHODS = {
     "none": "none",
     "wint8": "wint8",
@@ -49,12 +51,21 @@ METHODS = {
     **{
         f"{name}-g{group}": json.dumps({"quantization": name, "group_size": group})
         for name in ("wint4", "w4a8")
-        for group in (32, 64, 128, -1)
+        for group in (*GROUPS, -1)
+    },
+    **{
+        f"{name}-g{group}-zero": json.dumps({"quantization": name, "group_size": group, "zero_point": True})
+        for name in ("wint4", "w4a8")
+        for group in GROUPS
     },
     "kv-int8": '{"quantization": "mix_quant", "kv_cache_quant_type": "int8"}',
 }
+#: Options of `fd quantize`.
 CALIBRATED = {
-    f"{name}-g{group}-cal": (name, group) for group in (32, 64, 128) for name in ("wint4", "w4a8")
+    f"{name}-g{group}{mark}-cal": ["--method", name, "--group-size", str(group), *option]
+    for mark, option in (("", []), ("-zero", ["--zero-point"]))
+    for group in GROUPS
+    for name in ("wint4", "w4a8")
 }
 RULES = ("rule-q4_0", "rule-q8_0")
 LLAMACPP = ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m")
@@ -139,9 +150,8 @@ def by_rule(model: Path, rule: str, out: Path) -> Path:
     return out
 
 
-def calibrated(model: Path, name: str, group: int, text: Path, out: Path) -> Path:
-    words = ["--method", name, "--group-size", str(group), "--calibration", str(text)]
-    if fd(["quantize", str(model), str(out), *words]) != 0:
+def calibrated(model: Path, options: list[str], text: Path, out: Path) -> Path:
+    if fd(["quantize", str(model), str(out), *options, "--calibration", str(text)]) != 0:
         raise RuntimeError("fd quantize failed")
     return out
 
@@ -151,14 +161,14 @@ def measure(name: str, model: str, windows: Windows, work: Path) -> Perplexity:
     if name in RULES:
         return perplexity(str(by_rule(folder, name, work / name)), windows, "none")
     if name in CALIBRATED:
-        made = calibrated(folder, *CALIBRATED[name], work / "text.txt", work / name)
+        made = calibrated(folder, CALIBRATED[name], work / "text.txt", work / name)
         return perplexity(str(made), windows, "")
     return perplexity(model, windows, METHODS[name])
 
 
 def ours(args: argparse.Namespace, windows: Windows, work: Path) -> Iterator[dict[str, Any]]:
-    base = perplexity(args.model, windows, "none")
-    for name in args.methods.split(","):
+    base = perplexity(args.model, windows, "none") if args.methods else {}
+    for name in filter(None, args.methods.split(",")):
         found = base if name == "none" else measure(name, args.model, windows, work)
         yield {"method": name, "perplexity": found, "increase": increase(found, base)}
 
@@ -176,6 +186,13 @@ def peers(args: argparse.Namespace, windows: Windows, work: Path) -> Iterator[di
 
 def increase(found: Perplexity, base: Perplexity) -> Perplexity:
     return {name: value / base[name] - 1 for name, value in found.items()}
+
+
+def merged(record: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The record's rows, those measured now in their places or at the end."""
+    old = json.loads(record.read_text())["rows"] if record.exists() else []
+    by_name = {row["method"]: row for row in [*old, *rows]}
+    return list(by_name.values())
 
 
 def show(row: dict[str, Any]) -> None:
@@ -210,7 +227,7 @@ def main() -> None:
     if args.out:
         facts = {**machine_facts(), "model": Path(args.model).name or "embedded", "numpy": np.__version__}
         facts["tokens"] = {name: count(parts) for name, parts in windows.items()}
-        args.out.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"facts": facts, "rows": merged(args.out, rows)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
