@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fd_core.api.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVCache
 from fd_core.api.quant import LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
+from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.session import current_session
 from fd_core.layers.attention_select import select_attention
 from fd_core.ops.call import on_device
@@ -106,7 +107,13 @@ class GuestQuant:
         return self.method.create_weights(spec)
 
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Any]) -> Any:
-        """Pack weights ([out, in], as `create_weights` says), wherever they lie."""
+        """Pack weights ([out, in], as `create_weights` says), wherever they lie.
+
+        UnsupportedOpError, with the reasons, for a layer that the method does not do.
+        """
+        verdict = type(self.method).supports(spec, self.session.device)
+        if not verdict.ok:
+            raise UnsupportedOpError(f"quantization {self.method.name!r}: {verdict}", verdict)
         return self.method.process_weights(spec, {k: self._on_host(k, v) for k, v in weights.items()})
 
     def _on_host(self, name: str, value: Any) -> Tensor:
