@@ -2,9 +2,9 @@
 
     python -m workers.llamacpp_quality F16.gguf FORMAT OUT.gguf < request.json
 
-FORMAT: f16 (the file itself), or one of FORMATS. The request is {text: [window of token ids, ...]}; the
-answer {"scores": {text: sum of negative log-probabilities}, "tensors": {type: count of matrices}, ...}.
-A window's first token is context and not scored. Its cache is float16, llama.cpp's default.
+FORMAT: f16 (the file itself), or one that `llamacpp_quantize` knows. The request is {text: [window of
+token ids, ...]}; the answer {"scores": {text: sum of negative log-probabilities}, "tensors": {type: count
+of matrices}, ...}. A window's first token is context and not scored. The cache is float16, its default.
 """
 
 from __future__ import annotations
@@ -21,16 +21,9 @@ import gguf
 import llama_cpp
 import numpy as np
 
-FORMATS = {"q4_0": 2, "q4_1": 3, "q8_0": 7, "q4_k_m": 15}
+from workers.llamacpp_quantize import quantize
+
 Array = np.ndarray[Any, Any]
-
-
-def quantize(source: Path, name: str, out: Path) -> None:
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = FORMATS[name], len(os.sched_getaffinity(0))
-    status = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
-    if status != 0:
-        raise RuntimeError(f"llama_model_quantize returned {status}")
 
 
 class Scorer:
