@@ -21,6 +21,8 @@ class ChooseQuant(Protocol):
 
     def experts(self, spec: ExpertSpec, /) -> ExpertMethod: ...
 
+    def table(self, spec: LinearSpec, /) -> QuantMethod | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class ModelContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fd_core.api.quant import LinearSpec
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.layers.context import ModelContext
 from fd_core.layers.linear import Linear
@@ -48,3 +49,30 @@ class SharedEmbedding(Embedding):
 
     def __call__(self, ids: Tensor, out: Tensor) -> None:
         self._head.lookup(ids, out)
+
+
+class PackedEmbedding(Embedding):
+    """A table of its own in a quantisation method's weights, as `table` holds them."""
+
+    def __init__(self, context: ModelContext, vocab_size: int, prefix: str, table: Linear) -> None:
+        super().__init__(context, vocab_size, table.spec.in_features, prefix)
+        self.table = table
+
+    def parameters(self) -> dict[str, Parameter]:
+        return self.table.parameters()
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self.table.load(values)
+
+    def __call__(self, ids: Tensor, out: Tensor) -> None:
+        self.table.lookup(ids, out)
+
+
+def own_table(context: ModelContext, vocab_size: int, hidden_size: int, prefix: str) -> Embedding:
+    """The embedding of a model whose head has weights of its own, as the context's method wants it."""
+    kinds = (context.dtype, context.activation_dtype)
+    method = context.quant.table(LinearSpec(hidden_size, vocab_size, False, *kinds, prefix))
+    if method is None:
+        return Embedding(context, vocab_size, hidden_size, prefix)
+    table = Linear(context, hidden_size, [(prefix, vocab_size)], table=True, method=method)
+    return PackedEmbedding(context, vocab_size, prefix, table)

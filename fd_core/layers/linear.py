@@ -19,6 +19,7 @@ class Linear(Weighted):
 
     `table`: W is an embedding table, stored [out, in] whatever the layout of linear weights.
     `name`: what messages and per-layer choices call it, instead of the first shard's name.
+    `method`: instead of the context's choice.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Linear(Weighted):
         bias: bool = False,
         table: bool = False,
         name: str = "",
+        method: QuantMethod | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self._table = table
@@ -43,7 +45,7 @@ class Linear(Weighted):
             prefix=name or self.shards[0][0],
         )
         self._platform = context.platform
-        self._method = context.quant(self.spec)
+        self._method = context.quant(self.spec) if method is None else method
         self._bias: Tensor | None = None
         self._packed: Any = None
 

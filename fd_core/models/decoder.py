@@ -14,7 +14,7 @@ from fd_core.layers.attention import Attention, Rotary
 from fd_core.layers.attention_select import explained, select_backend
 from fd_core.layers.buffers import Buffer
 from fd_core.layers.context import ModelContext
-from fd_core.layers.embedding import Embedding, SharedEmbedding
+from fd_core.layers.embedding import Embedding, SharedEmbedding, own_table
 from fd_core.layers.linear import Linear
 from fd_core.layers.mlp import GatedMLP
 from fd_core.layers.norm import RMSNorm
@@ -131,8 +131,9 @@ class DecoderLM(CausalLM):
     def _make_embedding(self) -> Embedding:
         config = self.config
         where = (self.context, config.vocab_size, config.hidden_size, "model.embed_tokens")
-        shared = config.tie_word_embeddings and self.head.has_lookup
-        return SharedEmbedding(*where, self.head) if shared else Embedding(*where)
+        if not config.tie_word_embeddings:
+            return own_table(*where)
+        return SharedEmbedding(*where, self.head) if self.head.has_lookup else Embedding(*where)
 
     def _block(self, layer: int) -> Block:
         prefix = f"model.layers.{layer}"

@@ -73,17 +73,32 @@ class Watched(QuantMethod):
     def convert(self) -> dict[str, Tensor]:
         """The stored tensors of the target; a layer that was listened to runs on the rounded weights."""
         assert self.spec is not None
+        return self.target.store(self.spec, self.pack(self.spec))
+
+    def pack(self, spec: LinearSpec) -> Any:
+        """The weights as the target holds them."""
         assert self.weight is not None
         weights = {"weight": self.weight}
         grid = self.target.grid()
         if self.moments is not None and grid is not None:
             rounded, scales = round_to_grid(self.weight.numpy(), self.moments, grid)
             weights = {"weight": _host(rounded), "scale": _host(scales)}
-        packed = self.target.process_weights(self.spec, weights)
+        packed = self.target.process_weights(spec, weights)
         if self.moments is not None:  # with activations as they are: one set of codes for every method
-            self._runs = (self.plain, self.plain.process_weights(self.spec, {"weight": weights["weight"]}))
+            self._runs = (self.plain, self.plain.process_weights(spec, {"weight": weights["weight"]}))
             self.moments = None
-        return self.target.store(self.spec, packed)
+        return packed
+
+
+class WatchedTable(Watched):
+    """An embedding table under conversion: what the blocks see is looked up in the target's."""
+
+    def pack(self, spec: LinearSpec) -> Any:
+        self._packed = super().pack(spec)
+        return self._packed
+
+    def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
+        self.target.lookup(ids, self._packed, out)
 
 
 def _host(array: Array) -> Tensor:

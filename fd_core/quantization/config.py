@@ -19,6 +19,8 @@ UNQUANTIZED = "none"
 MIXED = "mix_quant"
 #: What the output head is called, also where it shares the embedding table.
 HEAD = "lm_head"
+#: The key of the method of an embedding table that is not the head.
+TABLE = "embed_tokens"
 #: The key of the experts' method.
 EXPERTS = "moe_quant_type"
 #: The methods of the head where nothing else is said: four bits cost more there than anywhere.
@@ -41,7 +43,8 @@ class QuantConfig:
     `head`: the method of the output head, where it is not `name`; the head is called lm_head in
     patterns, also where it is the embedding table. `layers`: (pattern, method) pairs for single
     layers, the first that fits. `experts`: the method of expert weights, empty for `name`. `kv_cache`: the
-    type of the KV cache, empty for the model's."""
+    type of the KV cache, empty for the model's. `table`: the method of an embedding table that is not the
+    head; empty: the head's where that has lookups, else none."""
 
     name: str = UNQUANTIZED
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -51,6 +54,7 @@ class QuantConfig:
     layers: tuple[tuple[str, str], ...] = ()
     experts: str = ""
     kv_cache: str = ""
+    table: str = ""
 
     def name_for(self, prefix: str) -> str:
         """The method's name for one layer."""
@@ -61,6 +65,10 @@ class QuantConfig:
         first matrix."""
         return self._named(prefix, f"{prefix}.0.gate_proj") or self.experts or self.name
 
+    def name_for_table(self, prefix: str) -> str:
+        """That of an embedding table."""
+        return self._named(prefix) or self.table or self.head or self.name
+
     def _named(self, *prefixes: str) -> str:
         """What `skip` or `layers` say of a layer, empty: nothing."""
         if any(_matches(prefix, pattern) for pattern in self.skip for prefix in prefixes):
@@ -70,7 +78,8 @@ class QuantConfig:
 
     def names(self) -> list[str]:
         """Every method it mentions."""
-        return [self.name, self.head or self.name, self.experts or self.name, *(n for _, n in self.layers)]
+        said = [self.head, self.experts, self.table, *(name for _, name in self.layers)]
+        return [self.name, *filter(None, said)]
 
 
 def _matches(prefix: str, pattern: str) -> bool:
@@ -128,6 +137,7 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
         _layers(value.get("layers") or {}, where),
         _text(value, EXPERTS, where) or _unsaid_experts(value, mixed),
         _text(value, "kv_cache_quant_type", where),
+        _text(value, TABLE, where) or (UNQUANTIZED if value.get("is_quantized") else ""),
     )
 
 

@@ -20,7 +20,7 @@ from fd_core.api.tensor import TensorSpec
 from fd_core.host.plugins import plugin_host
 from fd_core.host.session import Session, open_session
 from fd_core.layers.context import ModelContext
-from fd_core.layers.embedding import Embedding
+from fd_core.layers.embedding import Embedding, PackedEmbedding
 from fd_core.layers.linear import Linear
 from fd_core.layers.moe import Expert
 from fd_core.layers.weight import Piece, Weighted
@@ -31,8 +31,8 @@ from fd_core.loader.write import TensorWriter
 from fd_core.models.config import ModelConfig, load_config
 from fd_core.models.decoder import DecoderLM
 from fd_core.models.registry import resolve
-from fd_core.quantization.calibrate import WINDOW, Calibration, Watched
-from fd_core.quantization.config import EXPERTS, UNQUANTIZED, QuantConfig, QuantError
+from fd_core.quantization.calibrate import WINDOW, Calibration, Watched, WatchedTable
+from fd_core.quantization.config import EXPERTS, HEAD, TABLE, UNQUANTIZED, QuantConfig, QuantError
 from fd_core.quantization.convert_experts import ConvertedExperts, Write
 from fd_core.quantization.registry import QuantChooser
 from fd_core.quantization.unquantized import Unquantized
@@ -135,6 +135,7 @@ class Conversion:
         model = self._model
         self._everything.clear()
         self._take([model.embed, model.norm])
+        self._round([model.embed])
         streams = Calibration(model, self._job.windows) if self._job.windows else None
         for i, block in enumerate(model.blocks):
             layers = list(block.layers())
@@ -167,10 +168,10 @@ class Conversion:
 
     def _round(self, layers: Iterable[Weighted]) -> None:
         for layer in layers:
-            watched = _watched(layer)
-            if watched is not None and isinstance(layer, Linear):
+            watched, linear = _watched(layer), _linear(layer)
+            if watched is not None and linear is not None:
                 for name, tensor in watched.convert().items():
-                    self._write(f"{layer.spec.prefix}.{name}", tensor.numpy())
+                    self._write(f"{linear.spec.prefix}.{name}", tensor.numpy())
                 release(self._source, layer.parameters())
 
     def _write_part(self, name: str, index: int, array: np.ndarray[Any, Any]) -> None:
@@ -196,6 +197,10 @@ class _Watching:
         target, plain = self._targets(spec), self._plain(spec)
         return Watched(plain, target) if target.form else plain
 
+    def table(self, spec: LinearSpec) -> QuantMethod | None:
+        target = self._targets.table(spec)
+        return WatchedTable(self._plain(spec), target) if target is not None and target.form else None
+
     def experts(self, spec: ExpertSpec) -> ExpertMethod:
         target, plain = self._targets.experts(spec), self._plain.experts(spec)
         return ConvertedExperts(plain, target, self._write, self._runs) if target.method.form else plain
@@ -204,8 +209,9 @@ class _Watching:
 def _converted(layer: Weighted) -> tuple[QuantMethod | None, dict[str, TensorSpec]]:
     """What a layer is converted by, and the tensors that are stored instead; None: it stays."""
     watched = _watched(layer)
-    if watched is not None and isinstance(layer, Linear):
-        spec, target = layer.spec, watched.target
+    linear = _linear(layer)
+    if watched is not None and linear is not None:
+        spec, target = linear.spec, watched.target
         return target, {f"{spec.prefix}.{n}": one for n, one in target.stored_weights(spec).items()}
     method = layer.experts.method if isinstance(layer, Expert) else None
     if isinstance(layer, Expert) and isinstance(method, ConvertedExperts):
@@ -214,8 +220,14 @@ def _converted(layer: Weighted) -> tuple[QuantMethod | None, dict[str, TensorSpe
 
 
 def _watched(layer: Weighted) -> Watched | None:
-    method = layer.method if isinstance(layer, Linear) else None
-    return method if isinstance(method, Watched) else None
+    linear = _linear(layer)
+    return linear.method if linear is not None and isinstance(linear.method, Watched) else None
+
+
+def _linear(layer: Weighted) -> Linear | None:
+    """The layer, or what an embedding keeps its table in."""
+    inner = layer.table if isinstance(layer, PackedEmbedding) else layer
+    return inner if isinstance(inner, Linear) else None
 
 
 def _spec_of(array: np.ndarray[Any, Any]) -> TensorSpec:
@@ -263,7 +275,8 @@ def described(quant: QuantConfig) -> dict[str, Any]:
     return {
         "quantization": quant.name,
         **own,
-        "lm_head": quant.head or quant.name,
+        HEAD: quant.head or quant.name,
+        TABLE: quant.table or quant.head or quant.name,
         EXPERTS: quant.experts or quant.name,
         "skip": list(quant.skip),
         "layers": dict(quant.layers),

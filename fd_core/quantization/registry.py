@@ -9,7 +9,7 @@ from fd_core.api.device import DeviceInfo
 from fd_core.api.quant import ExpertMethod, ExpertSpec, LinearSpec, QuantMethod
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_core.host.errors import UnsupportedOpError
-from fd_core.quantization.config import UNQUANTIZED, QuantConfig, QuantError
+from fd_core.quantization.config import TABLE, UNQUANTIZED, QuantConfig, QuantError
 from fd_core.quantization.unquantized import PlainExperts
 
 
@@ -57,6 +57,19 @@ class QuantChooser:
         if found is None or not verdict.ok:
             raise UnsupportedOpError(f"quantization {method.name!r}: {spec.prefix}: {verdict}", verdict)
         return found
+
+    def table(self, spec: LinearSpec) -> QuantMethod | None:
+        """The method of an embedding table that is not the head; None: it stays as it is. One that was
+        asked for by name is refused where it has no lookups."""
+        method = self._method(self.config.name_for_table(spec.prefix))
+        verdict = type(method).supports(spec, self._device)
+        if method.name != UNQUANTIZED and not method.has_lookup:
+            fix = f'leave {TABLE} out, or say "{TABLE}": "{UNQUANTIZED}"'
+            subject = f"quantisation {method.name}: {spec.prefix}"
+            verdict &= Verdict.no(ReasonCode.FEATURE, subject, "lookups of rows", "products alone", fix)
+        if self.config.table == method.name and not verdict.ok:
+            raise UnsupportedOpError(f"quantization {method.name!r}: {spec.prefix}: {verdict}", verdict)
+        return method if verdict.ok and method.name != UNQUANTIZED else None
 
     def _method(self, name: str) -> QuantMethod:
         if name not in self._made:

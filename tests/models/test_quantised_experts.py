@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def rounded(weight: Any, method: Any) -> Any:
 
 
 def dequantised(model: Any, parts: Parts, name: str, experts: str = "") -> Any:
-    """A copy whose linear layers have the rounded weights; routers, tables and norms are left alone."""
+    """A copy whose linear layers and table have the rounded weights; routers and norms are left alone."""
     make_method = lambda n: parts.quant_methods[n](parts.device, parts.platform, None)  # noqa: E731
     dense, expert = make_method(name), make_method(experts or name)
     head = make_method({"wint4": "wint8", "w4a8": "w8a8"}.get(name, name))
@@ -81,9 +83,9 @@ def dequantised(model: Any, parts: Parts, name: str, experts: str = "") -> Any:
             if weight.ndim == 3 and experts != "none":
                 for matrix in weight:
                     matrix.copy_(rounded(matrix, expert))
-            elif weight.ndim == 2 and key == "lm_head.weight":
+            elif weight.ndim == 2 and key in ("lm_head.weight", "model.embed_tokens.weight"):
                 weight.copy_(rounded(weight, head))
-            elif weight.ndim == 2 and "embed_tokens" not in key and not key.endswith("mlp.gate.weight"):
+            elif weight.ndim == 2 and not key.endswith("mlp.gate.weight"):
                 weight.copy_(rounded(weight, dense))
     return model
 
@@ -215,7 +217,8 @@ def test_calibration_runs_experts_and_rounds_them_to_the_nearest(
     assert set(one.entries) == set(other.entries)
     for name in one.entries:
         same = bool((one.read(name) == other.read(name)).all())
-        dense = name.endswith("qweight") and ".mlp.experts." not in name
+        table, experts = "embed_tokens" in name, ".mlp.experts." in name
+        dense = name.endswith("qweight") and not (table or experts)
         assert same == (not dense), name
 
 
@@ -242,3 +245,57 @@ def test_layouts_of_dense_layers_alone_leave_plain_experts_to_the_op(folder: Pat
     np.testing.assert_array_equal(got, Harness(build(folder, parts)).logits("p", PROMPT))
     oracle = Harness(build(folder, oracle_parts(), weights="float32", cache="bfloat16")).logits("p", PROMPT)
     np.testing.assert_allclose(got, oracle, atol=2e-3 * np.abs(oracle).max())
+
+
+MEASURE = """
+import sys
+from fd_core.cli.main import main
+assert main(["quantize", *sys.argv[1:]]) == 0
+print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def model_of(folder: Path, layers: int, experts: int, hidden: int = 256, inner: int = 512) -> Path:
+    """A decoder of some 0.8 MB an expert."""
+    from safetensors.numpy import save_file
+
+    kind, tensors = np.dtype(np.float16), {}
+    sizes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        tensors |= {f"{at}.self_attn.{n}_proj.weight": np.ones((hidden, hidden), kind) for n in "qkvo"}
+        tensors |= {f"{at}.self_attn.{n}_norm.weight": np.ones(64, kind) for n in "qk"}
+        tensors[f"{at}.mlp.gate.weight"] = np.ones((experts, hidden), kind)
+        for e in range(experts):
+            tensors |= {
+                f"{at}.mlp.experts.{e}.{n}.weight": np.full(size, e, kind) for n, size in sizes.items()
+            }
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{at}.{norm}.weight"] = np.ones(hidden, kind)
+    tensors["model.embed_tokens.weight"] = np.zeros((256, hidden), kind)
+    tensors["model.norm.weight"] = np.ones(hidden, kind)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "float16",
+        "vocab_size": 256, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64, "num_experts": experts,
+        "num_experts_per_tok": 2, "moe_intermediate_size": inner, "norm_topk_prob": True,
+        "max_position_embeddings": 512, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_peak_memory_of_a_conversion_grows_with_neither_layers_nor_experts(
+    parts: Parts, tmp_path: Path
+) -> None:
+    peaks = []
+    for layers, experts in ((2, 4), (4, 24)):
+        source = model_of(tmp_path / f"of{layers}", layers, experts)
+        words = [str(source), str(tmp_path / f"out{layers}"), "--method", "wint8"]
+        done = subprocess.run([sys.executable, "-c", MEASURE, *words], check=True, capture_output=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    # 88 experts more are 69 MB of checkpoint and 35 MB of panels; of these, little may show.
+    assert peaks[1] - peaks[0] < 12, peaks
