@@ -72,14 +72,14 @@ Route = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
 
 def run_route(
     op: FrozenOp,
-    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+    arrange: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None,
     constants: tuple[Any, ...],
     tracked: tuple[int, ...],
     results: tuple[int, ...],
     maker: Maker | None,
 ) -> Route:
-    """`pick` orders (positional..., keyword..., constants...) as the schema; `tracked` are positions of
-    tensors that may require a gradient, `results` of those that are handed back.
+    """`arrange` orders (positional..., keyword..., constants...) as the schema where they are not;
+    `tracked` are positions of tensors that may require a gradient, `results` of those that are handed back.
 
     A function over local names: that is what each call pays for, on top of the kernel's own.
     """
@@ -87,7 +87,9 @@ def run_route(
     hand_back = itemgetter(*results) if len(results) == 1 else lambda v: [v[i] for i in results] or None
 
     def route(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        values: Any = pick((*args, *kwargs.values(), *constants))
+        values: Any = (*args, *kwargs.values(), *constants)
+        if arrange is not None:
+            values = arrange(values)
         for position in tracked:
             if values[position].requires_grad and records(type(values[position])):
                 return REFUSED
@@ -195,6 +197,6 @@ def _route(
         if p.kind is not ParamKind.ATTR and hasattr(given.get(p.name), "requires_grad")
     ]  # fmt: skip
     order = [index[p.name] for p in spec.params]
-    pick = itemgetter(*order) if len(order) > 1 else lambda values: (values[order[0]],)
+    arrange = None if order == [*range(len(order))] else itemgetter(*order)  # not of one: it is in order
     constants = tuple(p.default for p in absent)
-    return run_route(op, pick, constants, tuple(tracked), tuple(back), maker)
+    return run_route(op, arrange, constants, tuple(tracked), tuple(back), maker)
