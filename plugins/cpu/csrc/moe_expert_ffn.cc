@@ -1,8 +1,8 @@
-// Per expert: up and gate product, SwiGLU, down product. Weights are [depth][columns], whose
-// adjacent columns are the lanes of the tiles: no packing.
-#include "fd/dense_blocks.h"
-#include "fd/dense_stream.h"
-#include "fd/math.h"
+// Per expert: up and gate product, SwiGLU, down product, over the weights in the orders that the op
+// defines. The engine's own methods use packed stacks instead (experts_packed.cc and the like).
+#include <vector>
+
+#include "fd/expert_codes.h"
 
 namespace fd {
 namespace {
@@ -10,6 +10,7 @@ namespace {
 const char* const kOp = "moe_expert_ffn";
 constexpr int64_t kAheadRows = 16;  // rows of a weight are far apart: prefetch by hand
 
+// Weights [depth][columns]: adjacent columns are the lanes of the tiles.
 template <typename T>
 struct RowMajorPanels {
   const T* w;
@@ -27,119 +28,138 @@ struct RowMajorPanels {
 };
 
 template <typename T>
-void silu_row(const T* h, int64_t inner, T* out) {
-  for (int64_t i = 0; i < inner; i += kLanes) {
-    const int n = static_cast<int>(std::min<int64_t>(kLanes, inner - i));
-    store_tail(out + i, vsilu(load_tail(h + i, n)) * load_tail(h + inner + i, n), n);
-  }
-}
+struct RowMajorStack : gemm::FloatStack {
+  const T* w;
 
-// X: activations, W: weights.
-template <typename X, typename W>
-struct Experts {
-  const W *up, *down;
-  const X* bias;  // null: none; [experts][2 * inner]
-  int64_t hidden, inner;
-
-  // Rows of one expert, at most kRowsPacked.
-  void run(int64_t e, const X* x, int64_t rows, X* out) const {
-    X* h = reinterpret_cast<X*>(scratch<2>(rows * inner * 3));
-    X* a = h + rows * 2 * inner;
-    product(x, rows, hidden, up + e * hidden * 2 * inner, 2 * inner, h,
-            bias != nullptr ? bias + e * 2 * inner : nullptr);
-    const int64_t width = inner;
-    parallel_for(rows, 1 + 8192 / (width + 1), [=](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) silu_row(h + r * 2 * width, width, a + r * width);
-    });
-    product(a, rows, inner, down + e * inner * hidden, hidden, out, nullptr);
-  }
-
- private:
-  static gemm::Kind kind() {
-    return sizeof(X) == 4            ? gemm::Kind::kFloat
-           : std::is_same_v<X, bf16> ? gemm::Kind::kBf16
-                                     : gemm::Kind::kF16;
-  }
-  static void product(const X* x, int64_t rows, int64_t depth, const W* w, int64_t columns, X* out,
-                      const X* add) {
-    const gemm::Matrix in{reinterpret_cast<const char*>(x), kind(), rows, depth, depth};
-    const gemm::Sink sink{reinterpret_cast<char*>(out),       columns, kind(), columns,
-                          reinterpret_cast<const char*>(add), kind()};
-    gemm::for_row_chunks(in, sink, [&](const gemm::Job& job) { multiply(job, w, columns); });
-  }
   // Few rows are bound by reading the weights, many by arithmetic on widened blocks of them.
-  static void multiply(const gemm::Job& job, const W* w, int64_t columns) {
-    using Stored = std::conditional_t<std::is_same_v<W, bf16>, gemm::plain_bf16, W>;
-    if (job.rows > gemm::kMaxRows || columns % gemm::kPanel != 0)
-      return gemm::run_blocks(job, RowMajorPanels<W>{w, columns});
-    const auto* stored = reinterpret_cast<const Stored*>(w);
-    gemm::run_stream(job, gemm::row_major_panels(stored, columns));
+  void run(const Rows& rows, const gemm::Sink& sink, const gemm::ExpertCell& cell) const {
+    using Stored = std::conditional_t<std::is_same_v<T, bf16>, gemm::plain_bf16, T>;
+    const T* at = w + cell.piece.expert * depth * columns;
+    const gemm::Job part = job(rows, sink, cell.piece);
+    if (part.rows > gemm::kMaxRows || columns % gemm::kPanel != 0)
+      return gemm::block_range(part, RowMajorPanels<T>{at, columns}, cell.begin, cell.end,
+                               scratch<1>(gemm::kGroupFloats));
+    const auto* stored = reinterpret_cast<const Stored*>(at);
+    gemm::stream(part, gemm::row_major_panels(stored, columns), cell.begin, cell.end);
   }
 };
 
-// Rows [first, end) of each expert, in units of rows of the flattened input.
-struct Segments {
-  const int64_t* numbers;  // inclusive prefix sums, or counts
-  int64_t experts, capacity, rows;
-  bool counts;
+// The arguments under short names. `hidden` and `inner` are the sizes of the matrices.
+struct Call {
+  Tensor x, up, down;
+  OptTensor bias, up_scale, down_scale;
+  std::string_view method;
+  int64_t experts, hidden, inner;
+  Tensor out;
 
-  int64_t first(int64_t e) const { return counts ? e * capacity : e == 0 ? 0 : numbers[e - 1]; }
-  int64_t end(int64_t e) const { return counts ? e * capacity + numbers[e] : numbers[e]; }
+  bool plain() const { return method == "none" || method == "w16a16"; }
 
-  void check() const {
-    for (int64_t e = 0; e < experts; ++e) {
-      const int64_t low = counts ? 0 : first(e), high = counts ? capacity : rows;
-      if (numbers[e] < low || numbers[e] > high)
-        fail("ValueError", kOp, ".tokens_expert_prefix_sum: want ",
-             counts ? "counts up to the rows of an expert" : "rising sums up to the rows",
-             ", have ", numbers[e], " for expert ", e);
-    }
+  void check_matrix(const char* arg, Tensor t, int64_t first, int64_t second) const {
+    Check{kOp, arg, t}.rank(3).dim(0, experts).dim(1, first).dim(2, second).contiguous();
+  }
+  void check_scale(const char* arg, OptTensor t, int64_t columns) const {
+    if (!t) fail("ValueError", kOp, ".", arg, ": want the scales of ", method, ", have None");
+    Check{kOp, arg, t}.numel(experts * columns).contiguous();
+  }
+  void check_scales() const {
+    check_scale("up_gate_proj_scale", up_scale, 2 * inner);
+    check_scale("down_proj_scale", down_scale, hidden);
+  }
+  void check_bias() const {
+    if (bias) Check{kOp, "up_gate_proj_bias", bias}.numel(experts * 2 * inner).same_dtype(x);
+    if (bias) Check{kOp, "up_gate_proj_bias", bias}.contiguous();
+  }
+  template <typename X, typename Stack>
+  void run(const gemm::Segments& segments, const Stack& first, const Stack& second) const {
+    const X* shift = bias ? bias.data<X>() : nullptr;
+    gemm::Experts<X, Stack>{first, second, shift, x.data<X>(), out.data<X>()}.run(segments);
   }
 };
 
-template <typename X, typename W>
-void run_all(const Experts<X, W>& experts, const Segments& segments, const X* x, X* out) {
-  const int64_t hidden = experts.hidden;
-  const auto clear = [=](int64_t from, int64_t to) {
-    std::fill(out + from * hidden, out + to * hidden, X{});
-  };
-  for (int64_t e = 0; e < segments.experts; ++e) {
-    for (int64_t r = segments.first(e); r < segments.end(e); r += gemm::kRowsPacked)
-      experts.run(e, x + r * hidden, std::min(gemm::kRowsPacked, segments.end(e) - r),
-                  out + r * hidden);
-    if (segments.counts) clear(segments.end(e), (e + 1) * segments.capacity);
-  }
-  if (!segments.counts) clear(segments.end(segments.experts - 1), segments.rows);
+void run_plain(const Call& call, const gemm::Segments& segments) {
+  dispatch_float(kOp, "permute_input", call.x, [&](auto a) {
+    dispatch_float(kOp, "up_gate_proj_weight", call.up, [&](auto w) {
+      using Stack = RowMajorStack<decltype(w)>;
+      const Stack first{{call.hidden, 2 * call.inner}, call.up.data<decltype(w)>()};
+      const Stack second{{call.inner, call.hidden}, call.down.data<decltype(w)>()};
+      call.run<decltype(a)>(segments, first, second);
+    });
+  });
 }
 
-void check_unquantised(std::string_view method, std::initializer_list<OptTensor> scales) {
-  if (method != "none" && method != "w16a16")
-    fail("ValueError", kOp, ".quant_method: want \"none\" or \"w16a16\", have \"", method,
-         "\": this kernel has 16-bit and float32 weights only");
-  for (const OptTensor& scale : scales)
-    if (scale) fail("ValueError", kOp, ": want no scales with quant_method \"", method, "\"");
+void run_codes(const Call& call, const gemm::Segments& segments) {
+  const WeightLayout up = weight_layout(kOp, call.method, 0, -1, call.hidden, 2 * call.inner);
+  const WeightLayout down = weight_layout(kOp, call.method, 0, -1, call.inner, call.hidden);
+  dispatch_float(kOp, "permute_input", call.x, [&](auto a) {
+    using X = decltype(a);
+    using Stack = gemm::CodeStack<X>;
+    const Stack first{{up.depth, up.columns}, up, call.up.data<uint8_t>(), call.up_scale.data<X>()};
+    const Stack second{
+        {down.depth, down.columns}, down, call.down.data<uint8_t>(), call.down_scale.data<X>()};
+    call.run<X>(segments, first, second);
+  });
 }
 
-void check_weights(const Tensor& x, const Tensor& up, const Tensor& down, OptTensor bias) {
-  const int64_t hidden = x.size(-1);
-  Check{kOp, "up_gate_proj_weight", up}.rank(3).dim(1, hidden).contiguous();
-  const int64_t experts = up.size(0), columns = up.size(2);
-  if (columns % 2 != 0 || experts == 0)
-    fail("ValueError", kOp, ".up_gate_proj_weight: want [experts >= 1, hidden, 2 * inner], have ",
-         shape_text(up));
-  Check{kOp, "down_proj_weight", down}.rank(3).dim(0, experts).dim(1, columns / 2).dim(2, hidden);
-  Check{kOp, "down_proj_weight", down}.contiguous().same_dtype(up);
-  if (!bias) return;
-  Check{kOp, "up_gate_proj_bias", bias}.numel(experts * columns).same_dtype(x).contiguous();
+// As float32, whatever they come in.
+const float* wide(Tensor scales, std::vector<float>& space) {
+  space.resize(static_cast<size_t>(scales.numel()));
+  dispatch_float(kOp, "scale", scales, [&](auto tag) {
+    const auto* from = scales.data<decltype(tag)>();
+    for (size_t i = 0; i < space.size(); ++i) space[i] = to_float(from[i]);
+  });
+  return space.data();
 }
 
-Segments segments_of(const Tensor& x, const Tensor& numbers, int64_t experts, bool counts) {
+void run_row_codes(const Call& call, const gemm::Segments& segments) {
+  thread_local std::vector<float> up_scales, down_scales;
+  const gemm::RowCodeStack first{call.hidden, 2 * call.inner, call.up.data<int8_t>(),
+                                 wide(call.up_scale, up_scales)};
+  const gemm::RowCodeStack second{call.inner, call.hidden, call.down.data<int8_t>(),
+                                  wide(call.down_scale, down_scales)};
+  dispatch_float(kOp, "permute_input", call.x,
+                 [&](auto a) { call.run<decltype(a)>(segments, first, second); });
+}
+
+// By method: what the matrices' first two dimensions behind the experts are.
+void check_weights(Call& call) {
+  const bool int4 = call.method == "weight_only_int4", int8 = call.method == "weight_only_int8";
+  if (!call.plain() && !int4 && !int8 && call.method != "w8a8")
+    fail("ValueError", kOp, ".quant_method: want one of none, w16a16, weight_only_int8, ",
+         "weight_only_int4, w8a8, have \"", call.method, "\"");
+  const Tensor up = call.up;
+  Check{kOp, "up_gate_proj_weight", up}.rank(3).dim(call.plain() ? 1 : 2, call.hidden);
+  const int64_t columns = up.size(call.plain() ? 2 : 1) * (int4 ? 2 : 1);
+  call.experts = up.size(0), call.inner = columns / 2;
+  if (columns % 2 != 0 || call.experts == 0 || (int4 && call.hidden % 2 != 0))
+    fail("ValueError", kOp, ".up_gate_proj_weight: want at least one expert and an even number ",
+         "of outputs, have ", shape_text(up));
+  Check{kOp, "up_gate_proj_weight", up}.contiguous();
+  const int64_t rows = int4 ? call.hidden / 2 : call.hidden;
+  if (call.plain())
+    call.check_matrix("down_proj_weight", call.down, call.inner, call.hidden);
+  else
+    call.check_matrix("down_proj_weight", call.down, rows, call.inner);
+  Check{kOp, "down_proj_weight", call.down}.same_dtype(up);
+  if (!call.plain()) Check{kOp, "up_gate_proj_weight", up}.dtype<int8_t>("int8");
+  if (!call.plain()) call.check_scales();
+  if (int4 || int8) Check{kOp, "up_gate_proj_scale", call.up_scale}.same_dtype(call.x);
+  if (int4 || int8) Check{kOp, "down_proj_scale", call.down_scale}.same_dtype(call.x);
+  call.check_bias();
+}
+
+void refuse_scales(const Call& call, OptTensor down_in_scale) {
+  if (down_in_scale || (call.plain() && (call.up_scale || call.down_scale)))
+    fail("ValueError", kOp, ": want no ", down_in_scale ? "down_proj_in_scale" : "scales",
+         " with quant_method \"", call.method, "\"");
+}
+
+gemm::Segments segments_of(const Tensor& x, const Tensor& numbers, int64_t experts, bool counts) {
   Check{kOp, "tokens_expert_prefix_sum", numbers}.dtype<int64_t>("int64").rank(1).contiguous();
   Check{kOp, "tokens_expert_prefix_sum", numbers}.dim(0, experts);
   if (counts) Check{kOp, "permute_input", x}.dim(0, experts);
   const int64_t rows = counts ? x.size(0) * x.size(1) : x.size(0);
-  const Segments segments{numbers.data<int64_t>(), experts, x.size(-2), rows, counts};
-  segments.check();
+  const gemm::Segments segments{numbers.data<int64_t>(), experts, x.size(-2), rows, counts};
+  segments.check(kOp, "tokens_expert_prefix_sum");
   return segments;
 }
 
@@ -151,22 +171,26 @@ void moe_expert_ffn(Tensor permute_input, Tensor tokens_expert_prefix_sum,
                     OptTensor down_proj_scale, OptTensor down_proj_in_scale,
                     OptTensor /*expert_idx_per_token*/, std::string_view quant_method,
                     bool used_in_ep_low_latency, Tensor out) {
-  check_unquantised(quant_method, {up_gate_proj_scale, down_proj_scale, down_proj_in_scale});
-  const Tensor x = permute_input, up = up_gate_proj_weight, down = down_proj_weight;
+  const Tensor x = permute_input;
   Check{kOp, "permute_input", x}.rank(used_in_ep_low_latency ? 3 : 2).contiguous();
-  check_weights(x, up, down, up_gate_proj_bias);
+  Call call{x,
+            up_gate_proj_weight,
+            down_proj_weight,
+            up_gate_proj_bias,
+            up_gate_proj_scale,
+            down_proj_scale,
+            quant_method,
+            0,
+            x.size(-1),
+            0,
+            out};
+  check_weights(call);
+  refuse_scales(call, down_proj_in_scale);
   Check{kOp, "out", out}.same_shape(x).same_dtype(x).contiguous();
-  const Segments segments =
-      segments_of(x, tokens_expert_prefix_sum, up.size(0), used_in_ep_low_latency);
-  dispatch_float(kOp, "permute_input", x, [&](auto a) {
-    dispatch_float(kOp, "up_gate_proj_weight", up, [&](auto w) {
-      using X = decltype(a);
-      using W = decltype(w);
-      const X* bias = up_gate_proj_bias ? up_gate_proj_bias.data<X>() : nullptr;
-      const Experts<X, W> all{up.data<W>(), down.data<W>(), bias, x.size(-1), up.size(2) / 2};
-      run_all(all, segments, x.data<X>(), out.data<X>());
-    });
-  });
+  const gemm::Segments segments =
+      segments_of(x, tokens_expert_prefix_sum, call.experts, used_in_ep_low_latency);
+  const auto run = call.plain() ? run_plain : quant_method == "w8a8" ? run_row_codes : run_codes;
+  run(call, segments);
 }
 FD_EXPORT(moe_expert_ffn)
 

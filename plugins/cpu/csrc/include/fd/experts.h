@@ -197,20 +197,21 @@ void plan_cells(const Stack& stack, const std::vector<Piece>& pieces,
 }
 
 // All pieces times their experts' matrices. `gathered`: results lie like the rows worked on,
-// otherwise like the input's.
+// otherwise like the input's. The sink's bias, of its own type, is the first expert's.
 template <typename Stack>
 void grouped_product(const Stack& stack, const std::vector<Piece>& pieces,
                      const typename Stack::Rows& rows, const Sink& sink, bool gathered) {
   thread_local std::vector<ExpertCell> kept;
   std::vector<ExpertCell>& cells = kept;
   plan_cells(stack, pieces, cells);
-  int64_t bytes = 0;
-  with_kind(sink.kind, [&](auto tag) { bytes = sink.stride * sizeof(tag); });
+  int64_t size = 0;
+  with_kind(sink.kind, [&](auto tag) { size = sizeof(tag); });
   const int64_t count = static_cast<int64_t>(cells.size());
   parallel_cells(count, [&](int64_t i, int64_t) {
     const ExpertCell& cell = cells[static_cast<size_t>(i)];
     Sink to = sink;
-    if (!gathered) to.out += (cell.piece.row - cell.piece.at) * bytes;
+    if (!gathered) to.out += (cell.piece.row - cell.piece.at) * sink.stride * size;
+    if (to.bias != nullptr) to.bias += cell.piece.expert * sink.columns * size;
     stack.run(rows, to, cell);
   });
 }

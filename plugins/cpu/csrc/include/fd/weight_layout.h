@@ -24,8 +24,8 @@ struct WeightLayout {
     const int64_t pair = k % 16, kk = k - pair + (pair < 8 ? 2 * pair : 2 * (pair - 8) + 1);
     return n / 2 * 2 * depth + kk / 64 * 128 + n % 2 * 64 + kk % 64;
   }
-  int get(const uint8_t* stored, int64_t k, int64_t n) const {
-    const int64_t at = place(k, n);
+  int get(const uint8_t* stored, int64_t k, int64_t n) const { return at(stored, place(k, n)); }
+  int at(const uint8_t* stored, int64_t at) const {
     return (int4 ? (stored[at / 2] >> (at % 2 * 4)) & 15 : stored[at]) - bias;
   }
   void put(uint8_t* stored, int64_t k, int64_t n, int code) const {
