@@ -1,4 +1,4 @@
-"""A model run block by block over text, each block before and after rounding, for what its layers see."""
+"""A model run block by block over text, as it was and as far as it is rounded, for what its layers see."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from fd_core.api.quant import LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_core.api.verdict import Verdict
 from fd_core.models.decoder import DecoderLM
-from fd_core.quantization.rounding import round_to_grid
+from fd_core.quantization.rounding import Moments, round_to_grid
 
 Array = np.ndarray[Any, Any]
 #: Tokens of a window of calibration text; what a step holds.
 WINDOW = 1024
 
 
-class Watched(QuantMethod):
-    """One layer of a model under conversion: run on plain weights and listened to, then on `target`'s.
+class Heard(Exception):
+    """A layer has what it listened for; the rest of its block need not run."""
 
-    Unlike other methods an instance belongs to one layer.
+    def __init__(self, x: Array) -> None:
+        super().__init__("inputs of a layer under conversion")
+        self.x = x
+
+
+class Watched(QuantMethod):
+    """One layer of a model under conversion: packed by `target`, run by `plain` with the weights as they
+    were or as they became. Unlike other methods an instance belongs to one layer.
     """
 
     def __init__(self, plain: QuantMethod, target: QuantMethod) -> None:
@@ -31,8 +38,10 @@ class Watched(QuantMethod):
         self.plain, self.target = plain, target
         self.spec: LinearSpec | None = None
         self.weight: Tensor | None = None
-        self.moments: Array | None = None
-        self._runs: tuple[QuantMethod, Any] | None = None
+        #: Whether the next call is to raise Heard, and whether it is of the model as it was.
+        self.listens, self.original = False, False
+        self._before: Any = None
+        self._after: Any = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -49,52 +58,40 @@ class Watched(QuantMethod):
         self.spec, self.weight = spec, weights["weight"]
         return None
 
-    def listen(self) -> None:
-        """Make the layer fit to run, and add up what it gets."""
+    def prepare(self) -> None:
+        """Make the layer fit to run."""
         assert self.spec is not None
         assert self.weight is not None
-        self._runs = (self.plain, self.plain.process_weights(self.spec, {"weight": self.weight}))
-        if self.target.grid() is not None:
-            self.moments = np.zeros((self.spec.in_features,) * 2, np.float32)
+        self._before = self._after = self.plain.process_weights(self.spec, {"weight": self.weight})
 
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
-        assert self._runs is not None
-        if self.moments is not None:
-            self.hear(self.platform.to_host(x))
-        method, weights = self._runs
-        method.apply(x, weights, bias, out)
+        if self.listens:
+            raise Heard(np.array(self.platform.to_host(x), np.float32))
+        self.plain.apply(x, self._before if self.original else self._after, bias, out)
 
-    def hear(self, x: Array) -> None:
-        """Inputs [tokens, in] that count."""
-        if self.moments is not None:
-            wide = x.astype(np.float32)
-            self.moments += wide.T @ wide
-
-    def convert(self) -> dict[str, Tensor]:
-        """The stored tensors of the target; a layer that was listened to runs on the rounded weights."""
+    def convert(self, moments: Moments | None = None) -> dict[str, Tensor]:
+        """The stored tensors of the target, rounded by effect on inputs of these moments, if any."""
         assert self.spec is not None
-        return self.target.store(self.spec, self.pack(self.spec))
+        return self.target.store(self.spec, self.pack(self.spec, moments))
 
-    def pack(self, spec: LinearSpec) -> Any:
-        """The weights as the target holds them."""
+    def pack(self, spec: LinearSpec, moments: Moments | None) -> Any:
+        """The weights as the target holds them; the layer runs on what they became, its activations as they
+        are: one set of codes serves every method of a form."""
         assert self.weight is not None
-        weights = {"weight": self.weight}
-        grid = self.target.grid()
-        if self.moments is not None and grid is not None:
-            rounded, scales = round_to_grid(self.weight.numpy(), self.moments, grid)
-            weights = {"weight": _host(rounded), "scale": _host(scales)}
-        packed = self.target.process_weights(spec, weights)
-        if self.moments is not None:  # with activations as they are: one set of codes for every method
-            self._runs = (self.plain, self.plain.process_weights(spec, {"weight": weights["weight"]}))
-            self.moments = None
-        return packed
+        grid, weights = self.target.grid(), {"weight": self.weight}
+        if moments is not None and grid is not None:
+            rounded = round_to_grid(self.weight.numpy(), moments, grid)
+            given = {"weight": rounded.weight, "scale": rounded.scale, "zero": rounded.zero}
+            weights = {name: _host(array) for name, array in given.items() if array is not None}
+            self._after = self.plain.process_weights(spec, {"weight": weights["weight"]})
+        return self.target.process_weights(spec, weights)
 
 
 class WatchedTable(Watched):
     """An embedding table under conversion: what the blocks see is looked up in the target's."""
 
-    def pack(self, spec: LinearSpec) -> Any:
-        self._packed = super().pack(spec)
+    def pack(self, spec: LinearSpec, moments: Moments | None) -> Any:
+        self._packed = super().pack(spec, moments)
         return self._packed
 
     def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
@@ -106,7 +103,7 @@ def _host(array: Array) -> Tensor:
 
 
 class Calibration:
-    """Windows of token ids on their way through the blocks."""
+    """Windows of token ids on their way through the blocks, of the model as it was and as it becomes."""
 
     def __init__(self, model: DecoderLM, windows: Sequence[Sequence[int]]) -> None:
         self._model = model
@@ -117,6 +114,8 @@ class Calibration:
             row = context.platform.empty(TensorSpec(shape, context.activation_dtype))
             model.embed(context.platform.from_host(np.array(ids, np.int32)), row)
             self._sums.append(np.array(context.platform.to_host(row), np.float32))
+        self._wanted = [sums.copy() for sums in self._sums]  # as it was
+        self._block, self._layers = 0, list[Watched]()
         self._cache = self._make_cache()
 
     def _make_cache(self) -> KVCache:
@@ -128,17 +127,49 @@ class Calibration:
         )
         return KVCache(key, value)
 
-    def run(self, block: int) -> list[Array]:
-        """What the block makes of the sums so far; its layers hear their inputs."""
-        return [self._run(block, sums) for sums in self._sums]
+    def begin(self, block: int, layers: Sequence[Watched]) -> None:
+        """Go on with a block whose weights are loaded."""
+        self._block, self._layers = block, list(layers)
+        for layer in layers:
+            layer.prepare()
 
-    def step(self, block: int) -> None:
-        """Go on with what the block, now rounded, makes of them."""
-        self._sums = self.run(block)
+    def moments(self, layer: Watched) -> Moments | None:
+        """Of the inputs of one of the block's layers, those before it as they are by now; None: rounding to
+        the nearest will do."""
+        if layer.target.grid() is None:
+            return None
+        assert layer.spec is not None
+        found = Moments.zeros(layer.spec.in_features)
+        for wanted, sums in zip(self._wanted, self._sums, strict=True):
+            y, x = self._heard(layer, wanted, original=True), self._heard(layer, sums, original=False)
+            if x is not None and y is not None:
+                found.add(x, y)
+        return found
 
-    def run_head(self, head: Watched) -> None:
-        for sums in self._sums:
-            head.hear(self._normed(sums))
+    def _heard(self, layer: Watched, sums: Array, original: bool) -> Array | None:
+        layer.listens = True
+        try:
+            self._run(sums, original)
+        except Heard as heard:
+            return heard.x
+        finally:
+            layer.listens = False
+        return None
+
+    def step(self) -> None:
+        """Go on with what the block made of them."""
+        self._wanted = [self._run(sums, original=True) for sums in self._wanted]
+        self._sums = [self._run(sums, original=False) for sums in self._sums]
+
+    def head_moments(self, head: Watched) -> Moments | None:
+        """The same of the head's inputs, behind all blocks."""
+        if head.target.grid() is None:
+            return None
+        assert head.spec is not None
+        found = Moments.zeros(head.spec.in_features)
+        for wanted, sums in zip(self._wanted, self._sums, strict=True):
+            found.add(self._normed(sums), self._normed(wanted))
+        return found
 
     def _normed(self, sums: Array) -> Array:
         platform = self._model.context.platform
@@ -146,12 +177,14 @@ class Calibration:
         self._model.norm(x, x)
         return np.array(platform.to_host(x), np.float32)
 
-    def _run(self, block: int, sums: Array) -> Array:
+    def _run(self, sums: Array, original: bool) -> Array:
         context, n = self._model.context, len(sums)
+        for layer in self._layers:
+            layer.original = original
         platform, kind = context.platform, context.activation_dtype
         residual = platform.from_host(sums.astype(kind.numpy()))
         x = platform.empty(TensorSpec(sums.shape, kind))
-        self._model.run_block(block, x, residual, self._positions(n), self._batch(n), self._cache)
+        self._model.run_block(self._block, x, residual, self._positions(n), self._batch(n), self._cache)
         out = platform.to_host(residual).astype(np.float32) + platform.to_host(x).astype(np.float32)
         return np.asarray(out)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from fd_core.quantization.calibrate import WINDOW, Calibration, Watched, Watched
 from fd_core.quantization.config import EXPERTS, HEAD, TABLE, UNQUANTIZED, QuantConfig, QuantError
 from fd_core.quantization.convert_experts import ConvertedExperts, Write
 from fd_core.quantization.registry import QuantChooser
+from fd_core.quantization.rounding import Moments
 from fd_core.quantization.unquantized import Unquantized
 
 #: Options of methods that say how weights are stored.
@@ -55,13 +56,26 @@ class Job:
     progress: bool | None = None
 
 
-def convert(job: Job) -> None:
-    """Write the folder `job.out`. Raises before anything is written when the job cannot be done."""
+def check(job: Job) -> ModelConfig:
+    """The model's configuration; raises where the folders do not allow the job."""
     parsed = load_config(job.folder, None)
     if parsed.quantization_config:
         raise QuantError(f"{job.folder}: want a checkpoint of plain weights, have one that is quantised")
     if job.out.exists() and any(job.out.iterdir()):
         raise FileExistsError(f"{job.out}: want a folder that is empty or not there yet, have files in it")
+    return parsed
+
+
+def rounds_by_effect(job: Job) -> bool:
+    """Whether some method of the job rounds better with calibration."""
+    session = open_session(job.platform or None)
+    chooser = QuantChooser(job.quant, session.quant_methods, session.device, session.platform, session.ops)
+    return any(method.grid() is not None for method in chooser.mentioned())
+
+
+def convert(job: Job) -> None:
+    """Write the folder `job.out`. Raises before anything is written when the job cannot be done."""
+    parsed = check(job)
     session = open_session(job.platform or None)
     conversion = Conversion(job, parsed, session)
     job.out.mkdir(parents=True, exist_ok=True)
@@ -141,23 +155,17 @@ class Conversion:
             layers = list(block.layers())
             self._take(layers)
             if streams is not None:
-                for watched in filter(None, map(_watched, layers)):
-                    watched.listen()
-                streams.run(i)
-            self._round(layers)
+                streams.begin(i, [watched for layer in layers if (watched := _watched(layer))])
+            self._round(layers, streams.moments if streams else None)
             if streams is not None:
-                streams.step(i)
+                streams.step()
             model.blocks[i] = None  # type: ignore[call-overload]  # its memory goes
         self._convert_head(streams)
 
     def _convert_head(self, streams: Calibration | None) -> None:
         head = self._model.head
         self._take([head])
-        watched = _watched(head)
-        if streams is not None and watched is not None and watched.target.grid() is not None:
-            watched.listen()
-            streams.run_head(watched)
-        self._round([head])
+        self._round([head], streams.head_moments if streams else None)
 
     def _take(self, layers: Iterable[Weighted]) -> None:
         """Load layers and write what stays as it is."""
@@ -166,11 +174,14 @@ class Conversion:
                 self._write(piece.name, array)
             load_layer(layer, self._source, layer.parameters())
 
-    def _round(self, layers: Iterable[Weighted]) -> None:
+    def _round(
+        self, layers: Iterable[Weighted], moments: Callable[[Watched], Moments | None] | None = None
+    ) -> None:
         for layer in layers:
             watched, linear = _watched(layer), _linear(layer)
             if watched is not None and linear is not None:
-                for name, tensor in watched.convert().items():
+                found = moments(watched) if moments is not None else None
+                for name, tensor in watched.convert(found).items():
                     self._write(f"{linear.spec.prefix}.{name}", tensor.numpy())
                 release(self._source, layer.parameters())
 

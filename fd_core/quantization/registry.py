@@ -71,6 +71,10 @@ class QuantChooser:
             raise UnsupportedOpError(f"quantization {method.name!r}: {spec.prefix}: {verdict}", verdict)
         return method if verdict.ok and method.name != UNQUANTIZED else None
 
+    def mentioned(self) -> list[QuantMethod]:
+        """Every method that the configuration names."""
+        return [self._method(name) for name in dict.fromkeys(self.config.names())]
+
     def _method(self, name: str) -> QuantMethod:
         if name not in self._made:
             if name not in self._methods:

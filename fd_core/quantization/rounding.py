@@ -1,11 +1,18 @@
-"""Rounding weights by what it does to a layer's outputs (GPTQ, Frantar et al. 2022).
+"""Rounding weights by what it does to a layer's outputs.
 
 With H the second moments of a layer's inputs, the error of a rounded weight is compensated by those that
-are not rounded yet, input by input, so that x W^T changes least over the inputs seen.
+are not rounded yet, input by input, so that x W^T changes least over the inputs seen (GPTQ, Frantar et al.
+2022). Then codes and scales are improved in turn, each the best given all others (coordinate descent).
+
+The layers before were rounded too, so that inputs x are no longer those y of the model as it was. What is
+rounded is therefore the weight whose outputs on x are nearest to the old ones on y: W + W D H^-1, with D
+the sum of (y - x) x^T (as GPTAQ, Li et al. 2025).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,24 +25,71 @@ Array = np.ndarray[Any, Any]
 DAMPING = 0.01
 #: Scales tried for a group: so many steps of this size below the largest.
 CANDIDATES, SHRINK = 16, np.float32(0.025)
-
-
 #: Passes over the rounded weights, each code and each scale set to what is best given all others.
 SWEEPS = 8
 
 
-def round_to_grid(weight: Array, moments: Array, grid: Grid) -> tuple[Array, Array]:
-    """(weights on the grid [out, in], scales [out, groups]), float32, for a weight [out, in].
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How the columns of one group are rounded: scale and zero point [out], float32."""
 
-    moments [in, in]: the sum of x x^T over inputs x, or any positive multiple of it.
-    Inside, matrices are [in, out]: what belongs to one input is adjacent.
-    """
-    damped = _damped(moments)
-    wanted = np.ascontiguousarray(weight.astype(np.float32).T)
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
-    rounded, scales = _compensated(wanted, factor, grid)
-    _refine(wanted, rounded, scales, damped.astype(np.float32), grid)
-    return np.ascontiguousarray(rounded.T), np.ascontiguousarray(scales.T)
+    scale: Array
+    zero: Array
+    grid: Grid
+
+    def levels(self, values: Array) -> Array:
+        """The nearest codes less their zero points."""
+        near = np.rint(np.divide(values, self.scale, where=self.scale != 0, out=np.zeros_like(values)))
+        return np.asarray(np.clip(near, self.grid.low - self.zero, self.grid.high - self.zero))
+
+    def nearest(self, values: Array) -> Array:
+        return np.asarray(self.levels(values) * self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """weight [out, in] on the grid; scale and, where the grid has some, zero [out, groups]. float32."""
+
+    weight: Array
+    scale: Array
+    zero: Array | None
+
+
+@dataclass(slots=True)
+class Moments:
+    """Of a layer's inputs: `second` [in, in], the sum of x x^T, and `drift` [in, in], that of (y - x) x^T
+    with y the inputs of the model as it was. float32."""
+
+    second: Array
+    drift: Array
+
+    @classmethod
+    def zeros(cls, features: int) -> Moments:
+        return cls(*(np.zeros((features, features), np.float32) for _ in range(2)))
+
+    def add(self, x: Array, y: Array) -> None:
+        """Inputs x [tokens, in], and y of the same tokens."""
+        self.second += x.T @ x
+        self.drift += (y - x).T @ x
+
+
+def round_to_grid(weight: Array, moments: Moments, grid: Grid) -> Rounded:
+    """What is left of a weight [out, in]. Inside, matrices are [in, out]: what belongs to one input is
+    adjacent."""
+    damped = _damped(moments.second)
+    inverse = np.linalg.inv(damped)
+    wanted = _wanted(weight.astype(np.float32), moments.drift, inverse)
+    factor = np.linalg.cholesky(inverse).T.astype(np.float32)
+    rounded, steps = _compensated(wanted, factor, grid)
+    _refine(wanted, rounded, steps, damped.astype(np.float32))
+    scale, zero = (np.stack([getattr(s, n) for s in steps], 1) for n in ("scale", "zero"))
+    return Rounded(np.ascontiguousarray(rounded.T), scale, zero if grid.zeros else None)
+
+
+def _wanted(weight: Array, drift: Array, inverse: Array) -> Array:
+    """The weight that makes up for the drift, turned."""
+    correction: Array = (inverse @ drift.T).astype(np.float32)
+    return np.asarray(np.ascontiguousarray(weight.T) + correction @ weight.T)
 
 
 def _damped(moments: Array) -> Array:
@@ -54,55 +108,54 @@ def _groups(depth: int, grid: Grid) -> list[slice]:
     return [slice(k, min(k + step, depth)) for k in range(0, depth, step)]
 
 
-def _compensated(wanted: Array, factor: Array, grid: Grid) -> tuple[Array, Array]:
+def _compensated(wanted: Array, factor: Array, grid: Grid) -> tuple[Array, list[Steps]]:
     """One pass from the first input to the last, errors passed on to those still to come."""
-    rest, out = wanted.copy(), np.zeros_like(wanted)
-    groups = _groups(len(wanted), grid)
-    scales = np.zeros((len(groups), wanted.shape[1]), np.float32)
-    for g, part in enumerate(groups):
+    rest, out, steps = wanted.copy(), np.zeros_like(wanted), []
+    for part in _groups(len(wanted), grid):
         spread = np.float32(1) / np.square(np.diagonal(factor)[part])
-        scales[g] = best_scales(rest[part], spread, grid)
-        out[part], errors = _round_group(rest[part], factor[part, part], scales[g], grid)
+        steps.append(best_steps(rest[part], spread, grid))
+        out[part], errors = _round_group(rest[part], factor[part, part], steps[-1])
         rest[part.stop :] -= factor[part, part.stop :].T @ errors
-    return out, scales
+    return out, steps
 
 
-def _round_group(part: Array, factor: Array, scale: Array, grid: Grid) -> tuple[Array, Array]:
+def _round_group(part: Array, factor: Array, steps: Steps) -> tuple[Array, Array]:
     """Weights of one group on the grid, and each error over its input's own factor."""
     part = part.copy()
     out, errors = np.empty_like(part), np.empty_like(part)
     for k in range(len(part)):
-        out[k] = _nearest(part[k], scale, grid)
+        out[k] = steps.nearest(part[k])
         errors[k] = (part[k] - out[k]) / factor[k, k]
         part[k + 1 :] -= factor[k, k + 1 :, None] * errors[k]
     return out, errors
 
 
-def _refine(wanted: Array, rounded: Array, scales: Array, moments: Array, grid: Grid) -> None:
+def _refine(wanted: Array, rounded: Array, steps: list[Steps], moments: Array) -> None:
     """Coordinate descent from there, in place: the loss (r - w)^T H (r - w) of no output rises."""
     slope = moments @ (rounded - wanted)
     for _ in range(SWEEPS):
-        for g, part in enumerate(_groups(len(wanted), grid)):
+        for one, part in zip(steps, _groups(len(wanted), steps[0].grid), strict=True):
             inner, before = moments[part, part], rounded[part].copy()
             group, local = rounded[part], slope[part].copy()
-            _rescale(group, local, scales[g], inner)
+            _rescale(group, local, one, inner)
             for k in range(len(group)):
-                best = _nearest(group[k] - local[k] / inner[k, k], scales[g], grid)
+                best = one.nearest(group[k] - local[k] / inner[k, k])
                 local += inner[k][:, None] * (best - group[k])
                 group[k] = best
             slope += moments[:, part] @ (group - before)
 
 
-def _rescale(group: Array, slope: Array, scale: Array, inner: Array) -> None:
+def _rescale(group: Array, slope: Array, steps: Steps, inner: Array) -> None:
     """The best scales for the codes as they are, where they lower the loss; all in place."""
-    codes = np.rint(np.divide(group, scale, where=scale != 0, out=np.zeros_like(group)))
-    curve = np.einsum("kn,kn->n", inner @ codes, codes)
-    steep = np.einsum("kn,kn->n", slope, codes)
+    scale = steps.scale
+    levels = np.rint(np.divide(group, scale, where=scale != 0, out=np.zeros_like(group)))
+    curve = np.einsum("kn,kn->n", inner @ levels, levels)
+    steep = np.einsum("kn,kn->n", slope, levels)
     best = np.divide(steep, curve, where=curve > 0, out=np.zeros_like(curve))
     change = _as_stored(scale - best) - scale
     change[change * (2 * steep + change * curve) >= 0] = 0
-    group += codes * change
-    slope += (inner @ codes) * change
+    group += levels * change
+    slope += (inner @ levels) * change
     scale += change
 
 
@@ -112,24 +165,42 @@ def _as_stored(scale: Array) -> Array:
     return scale.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def _nearest(values: Array, scale: Array, grid: Grid) -> Array:
-    codes = np.divide(values, scale, where=scale != 0, out=np.zeros_like(values))
-    return np.asarray(np.clip(np.rint(codes), grid.low, grid.high) * scale)
-
-
-def best_scales(part: Array, importance: Array, grid: Grid) -> Array:
-    """Per column of part [n, out] the bfloat16 scale of the least weighted squared error.
+def best_steps(part: Array, importance: Array, grid: Grid) -> Steps:
+    """Per column of part [n, out] the bfloat16 scale and the zero point of the least weighted squares.
 
     Tried are absmax / high, the outermost / low (of either sign), and somewhat smaller ones, for clipping
-    the outermost often serves the many better.
+    the outermost often serves the many better; with zero points also the range over all codes, likewise.
     """
-    outermost = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0]
-    best = np.zeros(part.shape[1], np.float32)
-    least = np.full(part.shape[1], np.inf, np.float32)
-    for start in (np.abs(outermost) / grid.high, outermost / grid.low):
-        for i in range(CANDIDATES):
-            scale = _as_stored(start * (1 - SHRINK * i))
-            loss = importance @ np.square(part - _nearest(part, scale, grid))
-            better = loss < least
-            best[better], least[better] = scale[better], loss[better]
+    columns = part.shape[1]
+    best = Steps(np.zeros(columns, np.float32), np.zeros(columns, np.float32), grid)
+    least = np.full(columns, np.inf, np.float32)
+    for scale, zero in _candidates(part, grid):
+        one = Steps(scale, zero, grid)
+        loss = importance @ np.square(part - one.nearest(part))
+        better = loss < least
+        best.scale[better], best.zero[better], least[better] = scale[better], zero[better], loss[better]
     return best
+
+
+def _candidates(part: Array, grid: Grid) -> Iterator[tuple[Array, Array]]:
+    """(scale, zero point) of every column, one after the other."""
+    outermost = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0]
+    shrunk = [1 - SHRINK * np.float32(i) for i in range(CANDIDATES)]
+    for start in (np.abs(outermost) / grid.high, outermost / grid.low):
+        for factor in shrunk:
+            yield _as_stored(start * factor), np.zeros_like(start)
+    if grid.zeros is not None:
+        for factor in shrunk:
+            yield from _about_the_middle(part, factor, grid, grid.zeros)
+
+
+def _about_the_middle(
+    part: Array, factor: np.float32, grid: Grid, zeros: tuple[int, int]
+) -> Iterator[tuple[Array, Array]]:
+    """A scale that spreads the range over the codes, with zero points that put its middle amid them."""
+    low, high = part.min(0), part.max(0)
+    scale = _as_stored((high - low) / (grid.high - grid.low) * factor)
+    middle = np.divide((low + high) / 2, scale, where=scale != 0, out=np.zeros_like(scale))
+    zero = np.rint((grid.low + grid.high) / 2 - middle)
+    for away in (0, -1, 1):
+        yield scale, np.clip(zero + away, *zeros)

@@ -34,7 +34,8 @@ def convert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def run(*options: str) -> Path:
         if options not in made:
             made[options] = tmp_path_factory.mktemp("converted") / "model"
-            assert main(["quantize", str(EMBEDDED), str(made[options]), "--method", *options]) == 0
+            words = ["--method", *options, "--calibration", "none"]
+            assert main(["quantize", str(EMBEDDED), str(made[options]), *words]) == 0
         return made[options]
 
     return run
@@ -142,6 +143,10 @@ def test_refusals_come_before_anything_is_written(
             "want group_size 32",
         ),
         ([str(EMBEDDED), str(tmp_path / "d"), "--method", "wint4", "--layer", "x"], "want PATTERN=METHOD"),
+        (
+            [str(EMBEDDED), str(tmp_path / "e"), "--method", "wint4", "--calibration", "none.txt"],
+            "--calibration: want a text file, self or none; have 'none.txt': no file",
+        ),
     ]:
         assert main(["quantize", *words]) == 1
         text = capsys.readouterr().err
@@ -206,6 +211,7 @@ def test_peak_memory_does_not_grow_with_the_layers(tmp_path: Path) -> None:
     for layers in (3, 15):
         source = model_of(tmp_path / f"of{layers}", layers)
         words = [str(source), str(tmp_path / f"out{layers}"), "--method", "wint4"]
+        words += ["--calibration", "none"]
         done = subprocess.run([sys.executable, "-c", MEASURE, *words], check=True, capture_output=True)
         peaks.append(int(done.stdout.split()[-1]) / 1024)
     # Twelve layers more are 96 MB of checkpoint and 26 MB of panels; of these, little may show.
