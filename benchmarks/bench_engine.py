@@ -1,7 +1,7 @@
 """Whole engines on one model: prefill and decode, ours and peers alternately, with the machine's ceilings.
 
     python benchmarks/make_model.py --out /tmp/bench/qwen3-0.6b --gguf
-    fd quantize /tmp/bench/qwen3-0.6b /tmp/bench/qwen3-0.6b-w4a8 --method w4a8      # or another, or none
+    fd quantize /tmp/bench/qwen3-0.6b /tmp/bench/qwen3-0.6b-w4a8 --method w4a8 --calibration none
     python benchmarks/bench_engine.py /tmp/bench/qwen3-0.6b \\
         [--peer-python /path/to/venv/bin/python]      # where llama-cpp-python is installed
         [--gguf FILE] [--ctranslate2 PYTHON:FOLDER] [--openvino PYTHON:FOLDER]

@@ -7,8 +7,9 @@ Disjoint windows of 1024 tokens, each token scored once; the embedded model unle
 in `texts.py`. `increase` is the relative rise of perplexity per token over the same engine's 16 bits.
 A record that exists keeps the rows of other methods; --methods "" measures the peer alone.
 
-Rows with -zero have zero points beside the scales. Those ending in -cal are checkpoints made by
-`fd quantize --calibration` from text that is not scored. llama.cpp's rows come from the program itself:
+Rows with -zero have zero points beside the scales. Those ending in -self are checkpoints made by `fd
+quantize`, in -cal by its --calibration with text that is not scored; the others are rounded to the nearest
+while loading. llama.cpp's rows come from the program itself:
 PYTHON's environment has llama-cpp-python, gguf, safetensors and ml_dtypes, and the file is made by
 make_gguf.py; `tensors` counts its matrices by type, which tells where the format named was not used.
 `rule-q4_0` and `rule-q8_0` are its formats by their published rules (32 weights to a float16 scale: 4.5
@@ -60,9 +61,10 @@ METHODS = {
     },
     "kv-int8": '{"quantization": "mix_quant", "kv_cache_quant_type": "int8"}',
 }
-#: Options of `fd quantize`.
-CALIBRATED = {
-    f"{name}-g{group}{mark}-cal": ["--method", name, "--group-size", str(group), *option]
+#: Options of `fd quantize`, less the calibration text: the model's own or one that is not scored.
+CONVERTED = {
+    f"{name}-g{group}{mark}-{text}": ["--method", name, "--group-size", str(group), *option]
+    for text in ("self", "cal")
     for mark, option in (("", []), ("-zero", ["--zero-point"]))
     for group in GROUPS
     for name in ("wint4", "w4a8")
@@ -150,8 +152,8 @@ def by_rule(model: Path, rule: str, out: Path) -> Path:
     return out
 
 
-def calibrated(model: Path, options: list[str], text: Path, out: Path) -> Path:
-    if fd(["quantize", str(model), str(out), *options, "--calibration", str(text)]) != 0:
+def converted(model: Path, options: list[str], text: str, out: Path) -> Path:
+    if fd(["quantize", str(model), str(out), *options, "--calibration", text]) != 0:
         raise RuntimeError("fd quantize failed")
     return out
 
@@ -160,9 +162,9 @@ def measure(name: str, model: str, windows: Windows, work: Path) -> Perplexity:
     folder = Path(model) if model else EMBEDDED
     if name in RULES:
         return perplexity(str(by_rule(folder, name, work / name)), windows, "none")
-    if name in CALIBRATED:
-        made = calibrated(folder, CALIBRATED[name], work / "text.txt", work / name)
-        return perplexity(str(made), windows, "")
+    if name in CONVERTED:
+        text = "self" if name.endswith("self") else str(work / "text.txt")
+        return perplexity(str(converted(folder, CONVERTED[name], text, work / name)), windows, "")
     return perplexity(model, windows, METHODS[name])
 
 
@@ -205,7 +207,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="")
     parser.add_argument("--texts", default=",".join(texts.NAMES), help="names, or files")
     parser.add_argument("--characters", type=int, default=texts.CHARACTERS, help="of each text at most")
-    parser.add_argument("--methods", default=",".join([*METHODS, *CALIBRATED, *RULES]))
+    parser.add_argument("--methods", default=",".join([*METHODS, *CONVERTED, *RULES]))
     parser.add_argument("--llamacpp", default="", metavar="PYTHON")
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--out", type=Path)
