@@ -65,7 +65,7 @@ REASONS: dict[str, str] = {name: reason for reason, names in _GROUPS.items() for
 _WORK: dict[str, str] = {
     "weight_quantize, then weight_only_linear (int8 or int4 weights, 16-bit activations)": """
         machete_prepack_B machete_mm w4afp8_gemm w4afp8_gemm_weight_convert w4afp8_gemm_scale_permute""",
-    "moe_expert_ffn (experts of 16-bit floats)": """
+    "moe_expert_ffn (experts of floats, or of int8 and int4 codes)": """
         moe_wna16_marlin_gemm MoeWna16MarlinGemmApi moe_expert_ffn_wint2 w8a8_group_gemm""",
     "cutlass_scaled_mm": """
         cutlass_scaled_mm_azp cutlass_fp8_fp8_half_gemm_fused per_channel_fp8_fp8_half_gemm_fused""",
