@@ -45,11 +45,12 @@ struct Step {
   vf values(vf x) const { return __builtin_convertvector(codes(x) - zero, vf) * scale; }
 };
 
-// The best step so far for some floats, sixteen at a time, and its sum of squared differences.
+// The best step so far for some floats, sixteen at a time, and its weighted sum of squared
+// differences.
 struct Best {
-  const vf* x;
+  const vf *x, *weight;
   int n;
-  Step step{0.0f, 0};
+  Step step;
   float least = std::numeric_limits<float>::infinity();
 
   void try_one(float scale, int zero) {
@@ -57,7 +58,7 @@ struct Best {
     vf sum{};
     for (int i = 0; i < n; ++i) {
       const vf away = x[i] - one.values(x[i]);
-      sum += away * away;
+      sum += weight[i] * away * away;
     }
     const float error = sum16(sum);
     if (error < least) step = one, least = error;
@@ -84,14 +85,26 @@ void try_ranges(Best& best, float low, float high) {
   }
 }
 
-// The bfloat16 scale with the least squared error of `depth` floats, filled up with zeros, among:
-// absmax / 7 (codes -7 .. 7); the outermost element / -8, of either sign (codes -8 .. 7); somewhat
-// smaller ones; with `zeros` also those of try_ranges. Scale zero: all codes are.
-Step best_step(const vf* x, int64_t depth, bool zeros) {
+// What the error of each float counts: 1, and its magnitude over the root of their mean square.
+// Large weights do more for the outputs: errors that count alike cost a model more.
+void weigh(const float* x, int64_t depth, float* weight) {
+  double squares = 0;
+  for (int64_t i = 0; i < depth; ++i) squares += double{x[i]} * double{x[i]};
+  const float root = static_cast<float>(std::sqrt(squares / static_cast<double>(depth)));
+  for (int64_t i = 0; i < depth; ++i) weight[i] = 1.0f + std::abs(x[i]) / root;
+}
+
+// The bfloat16 scale with the least error, as `weigh` counts it, of `depth` floats among: absmax /
+// 7 (codes -7 .. 7); the outermost element / -8, of either sign (codes -8 .. 7); somewhat smaller
+// ones; with `zeros` also those of try_ranges. Scale zero: all codes are. `weight` is room for as
+// many, zeros.
+Step best_step(const vf* x, int64_t depth, bool zeros, vf* weight) {
   const float* from = reinterpret_cast<const float*>(x);
   const float full = Scale(absmax(from, depth), 7.0f).of_codes;
   if (!(full > 0)) return {full, 0};
-  Best best{x, static_cast<int>((depth + kLanes - 1) / kLanes)};
+  weigh(from, depth, reinterpret_cast<float*>(weight));
+  const int n = static_cast<int>((depth + kLanes - 1) / kLanes);
+  Best best{x, weight, n, {to_float(from_float<bf16>(full)), 0}};
   const float starts[] = {full, outermost(from, depth) / -8.0f};
   for (int i = 0; i < 2 * kCandidates; ++i) best.try_one(smaller(starts[i % 2], i / 2), 0);
   const auto [low, high] = std::minmax_element(from, from + depth);
@@ -136,10 +149,11 @@ struct Steps {
     const int64_t first = whole ? 0 : g * groups.length;
     const int64_t length = whole ? depth : std::min(groups.length, depth - first);
     thread_local std::vector<Lanes> space;
-    space.resize(static_cast<size_t>((length + kLanes - 1) / kLanes));
+    const int64_t n = (length + kLanes - 1) / kLanes;
+    space.assign(static_cast<size_t>(2 * n), Lanes{});
     vf* x = reinterpret_cast<vf*>(space.data());
     load_all(w + first, length, x);
-    return best_step(x, length, groups.zeros);
+    return best_step(x, length, groups.zeros, x + n);
   }
 
  private:
