@@ -19,8 +19,8 @@ VARIABLES: tuple[dict[str, Any], ...] = (
         "name": "FD_CUDA_BATCH_INVARIANT",
         "kind": "switch",
         "doc": "Linear layers without cuBLASLt, whose sums depend on the number of rows: a token's results "
-        "are then the same bits in any batch. Long prompts take up to three times as long. A sequence that is "
-        "computed anew after preemption keeps its tokens, not its last bits: attention over a prompt sums in "
-        "another order than decoding.",
+        "are then the same bits in any batch. Long prompts take up to three times as long. A sequence "
+        "that is computed anew after preemption keeps its tokens, not its last bits: attention over a "
+        "prompt sums in another order than decoding.",
     },
 )
