@@ -66,7 +66,9 @@ def test_the_largest_sums_are_exact() -> None:
     x = np.ones((3, depth), np.float32)
     x[1] = -1
     x[2, ::2] = -1
-    got = layer(make("w8a8"), weight)(x)
+    one = layer(make("w8a8"), weight)
+    got, many = one(x), one(np.tile(x, (10, 1)))
+    assert many.tobytes() == np.tile(got, (10, 1)).tobytes()
     want = np.ones((3, 33)) * np.array([[1], [-1], [0]]) * depth
     want[:, 1] *= -1
     np.testing.assert_allclose(got, want, rtol=1e-6)

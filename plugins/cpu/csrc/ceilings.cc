@@ -50,7 +50,7 @@ gemm::DotSum dot_products(int64_t steps, const uint8_t* weight, const gemm::Code
   const gemm::DotWeight w = gemm::Int8Dot::load(weight, 0);
   gemm::DotQuad x = gemm::dot_quad(codes);
 #pragma GCC unroll 12
-  for (int c = 0; c < kChains; ++c) chain[c] = gemm::dot_start(0) + c;  // not to be merged
+  for (int c = 0; c < kChains; ++c) chain[c] = gemm::dot_start<0>(0) + c;  // not to be merged
   for (int64_t i = 0; i < steps; ++i)
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c) {

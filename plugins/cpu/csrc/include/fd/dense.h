@@ -49,13 +49,9 @@ struct Sink {
     if (bias != nullptr)
       with_kind(bias_kind, [&](auto tag) {
         const auto* b = reinterpret_cast<const decltype(tag)*>(bias) + first;
-        add[0] = load_tail(b, std::min(n, 16));
-        if (n > 16) add[1] = load_tail(b + 16, n - 16);
+        load_columns(b, n, add);
       });
-    if (scale != nullptr) {
-      times[0] = load_tail(scale + first, std::min(n, 16));
-      if (n > 16) times[1] = load_tail(scale + first + 16, n - 16);
-    }
+    if (scale != nullptr) load_columns(scale + first, n, times);
     with_kind(kind, [&](auto tag) {
       auto* o = reinterpret_cast<decltype(tag)*>(out) + row * stride + first;
       for (int64_t r = 0; r < rows; ++r) write_row(o + r * stride, c + r * ldc, times, add, n);
@@ -63,6 +59,12 @@ struct Sink {
   }
 
  private:
+  // The first n <= 32 of two vectors; the others stay.
+  template <typename T>
+  static void load_columns(const T* from, int n, vf* to) {
+    for (int half = 0; n > 0; ++half, n -= kLanes, from += kLanes)
+      to[half] = n >= kLanes ? load16(from) : load_tail(from, n);
+  }
   template <typename T>
   static void write_row(T* out, const float* c, const vf* times, const vf* add, int n) {
     for (int half = 0; half < 2; ++half) {

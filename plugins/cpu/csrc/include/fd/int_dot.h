@@ -1,8 +1,10 @@
 // Exact dot products of int8 and int4 codes, four steps of k (a quad) of several columns at a time.
 //
-// With VNNI the unsigned operand is the weight, lifted by kLift: the caller begins a sum with
-// -kLift * (sum of the row's codes). Elsewhere the codes are widened to int16 and nothing is
-// lifted.
+// With VNNI the unsigned operand is the weight, lifted by kLift: a sum begins with -kLift * (sum of
+// the row's codes). It also begins with kDotBase, the bits of the float 1.5 * 2^23: while the
+// products of codes add up to less than 2^22, its bits then are those of 1.5 * 2^23 + sum, and a
+// subtraction of floats widens it exactly (a conversion takes the products' execution ports).
+// Elsewhere the codes are widened to int16 and nothing is lifted or added.
 #pragma once
 #include "fd/quant_panels.h"
 #if defined(__SSE2__)
@@ -19,7 +21,17 @@ typedef __m512i DotSum;
 typedef __m512i DotWeight;
 typedef __m512i DotQuad;
 
-inline DotSum dot_start(int32_t x) { return _mm512_set1_epi32(x); }
+constexpr int32_t kDotBase = 0x4b400000;
+
+// Begins the sums of a row whose codes add up to `sum`.
+template <int32_t Lift>
+inline DotSum dot_start(int32_t sum) {
+  const __m512i lift = _mm512_mullo_epi32(_mm512_set1_epi32(sum), _mm512_set1_epi32(Lift));
+  return _mm512_sub_epi32(_mm512_set1_epi32(kDotBase), lift);
+}
+inline vf dot_float(DotSum sum) {
+  return reinterpret_cast<vf>(sum) - as_float(static_cast<uint32_t>(kDotBase));
+}
 inline DotQuad dot_quad(const Code* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof(four));
@@ -30,18 +42,16 @@ inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
   return sum;
 }
-// by[column] * x in every column.
-inline DotSum dot_start(int32_t x, const int32_t* by) {
-  return _mm512_mullo_epi32(_mm512_set1_epi32(x), _mm512_loadu_si512(by));
+// The same with a lift of -by[column].
+inline DotSum dot_start(int32_t sum, const int32_t* by) {
+  const __m512i lift = _mm512_mullo_epi32(_mm512_set1_epi32(sum), _mm512_loadu_si512(by));
+  return _mm512_add_epi32(_mm512_set1_epi32(kDotBase), lift);
 }
-// to[column] += sum * x_scale (* w_scale[column])
+// to[column] += sum (* w_scale[column]) * x_scale
 template <bool Scaled>
 inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) {
-  const vf wide = __builtin_convertvector(reinterpret_cast<vi>(sum), vf);
-  if (Scaled)
-    store16(to, load16(to) + (wide * x_scale) * load16(w_scale));
-  else
-    store16(to, load16(to) + wide * x_scale);
+  const vf wide = Scaled ? dot_float(sum) * load16(w_scale) : dot_float(sum);
+  store16(to, load16(to) + wide * x_scale);
 }
 
 #else
@@ -52,7 +62,10 @@ constexpr int kDotColumns = 4, kDotParts = 2, kDotAccumulators = 12;
 typedef __m256i DotSum;
 typedef __m256i DotWeight;
 typedef __m256i DotQuad;
-inline DotSum dot_start(int32_t) { return _mm256_setzero_si256(); }
+template <int32_t>
+inline DotSum dot_start(int32_t) {
+  return _mm256_setzero_si256();
+}
 inline DotWeight widen_codes(const int8_t* codes) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
 }
@@ -69,7 +82,10 @@ constexpr int kDotColumns = 2, kDotParts = 2, kDotAccumulators = 12;
 typedef __m128i DotSum;
 typedef __m128i DotWeight;
 typedef __m128i DotQuad;
-inline DotSum dot_start(int32_t) { return _mm_setzero_si128(); }
+template <int32_t>
+inline DotSum dot_start(int32_t) {
+  return _mm_setzero_si128();
+}
 inline DotWeight widen_codes(const int8_t* codes) {
   const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
   return _mm_srai_epi16(_mm_unpacklo_epi8(v, v), 8);
@@ -87,7 +103,10 @@ constexpr int kDotColumns = 2, kDotParts = 4, kDotAccumulators = 12;
 typedef int32_t DotSum __attribute__((vector_size(32)));
 typedef int32_t DotWeight __attribute__((vector_size(32)));
 typedef int32_t DotQuad __attribute__((vector_size(32)));
-inline DotSum dot_start(int32_t) { return DotSum{}; }
+template <int32_t>
+inline DotSum dot_start(int32_t) {
+  return DotSum{};
+}
 inline DotWeight widen_codes(const int8_t* codes) {
   typedef int8_t Eight __attribute__((vector_size(8)));
   return __builtin_convertvector(load_as<Eight>(codes), DotWeight);
@@ -98,13 +117,13 @@ inline DotQuad dot_quad(const Code* x) {
 inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) { return sum + w * x; }
 #endif
 
-// by[column] * x in every column.
-inline DotSum dot_start(int32_t x, const int32_t* by) {
+// by[column] * sum in every column.
+inline DotSum dot_start(int32_t sum, const int32_t* by) {
   int32_t parts[kDotColumns * kDotParts] = {};
-  for (int c = 0; c < kDotColumns; ++c) parts[c * kDotParts] = by[c] * x;
+  for (int c = 0; c < kDotColumns; ++c) parts[c * kDotParts] = by[c] * sum;
   return load_as<DotSum>(parts);
 }
-// to[column] += sum * x_scale (* w_scale[column])
+// to[column] += sum (* w_scale[column]) * x_scale
 template <bool Scaled>
 inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) {
   int32_t parts[kDotColumns * kDotParts];
@@ -114,7 +133,7 @@ inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) 
     for (int i = 0; i < kDotParts; ++i) all += parts[c * kDotParts + i];
     const float wide = static_cast<float>(all);
     if (Scaled)
-      to[c] += (wide * x_scale) * w_scale[c];
+      to[c] += (wide * w_scale[c]) * x_scale;
     else
       to[c] += wide * x_scale;
   }

@@ -7,8 +7,8 @@
 namespace fd {
 namespace gemm {
 
-constexpr int64_t kCodesAtOnce = 384
-                                 << 10;  // bytes of activations that share one pass over weights
+// Bytes of activations that share one pass over the weights.
+constexpr int64_t kCodesAtOnce = 384 << 10;
 
 // How a tile of R rows uses the registers: P panels at once, U units of each.
 constexpr int dot_units(int rows) {
@@ -50,7 +50,7 @@ inline void load_scales(const Int4Dot&, const uint8_t* header, float* to) {
 template <typename W>
 struct Starts {
   void load(const uint8_t*) {}
-  DotSum of(int32_t sum, int) const { return dot_start(-W::kLift * sum); }
+  DotSum of(int32_t sum, int) const { return dot_start<W::kLift>(sum); }
 };
 template <>
 struct Starts<Int4ZeroDot> {
@@ -135,8 +135,83 @@ struct DotBlocks {
 template <typename W>
 inline constexpr DotBlocks<W> kDotBlocks;
 
+#if defined(__AVX512VNNI__)
+// Many rows: all groups of a panel with the integer and the float sums in registers. Stores leave a
+// core in order, so float sums kept in memory would wait behind results on their way to memory.
+// The sums are those of dot_block.
+constexpr int kTallRows = 6;
+
+// sum[r][u] += R rows from `row` on times group g, which begins at `w`, scaled.
+template <typename W, int R>
+inline __attribute__((always_inline)) void tall_group(const IntJob& job, int64_t row, int64_t g,
+                                                      const uint8_t* w, vf (&sum)[R][kDotUnits]) {
+  const int64_t stride = job.x.stride, groups = job.x.groups, first = row * groups + g;
+  alignas(64) float scales[kPanel];
+  load_scales(W{}, w, scales);
+  Starts<W> starts;
+  starts.load(w);
+  DotSum acc[R][kDotUnits];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int u = 0; u < kDotUnits; ++u)
+      acc[r][u] = starts.of(job.x.sums[first + r * groups], u * kDotColumns);
+  const Code* x = job.x.at(row, g);
+  const Code* end = x + std::min(job.quads, job.all_quads - g * job.quads) * kQuad;
+  w += W::kHeader;
+#pragma GCC unroll 2
+  for (; x != end; x += kQuad, w += W::kQuadBytes)
+#pragma GCC unroll 16
+    for (int i = 0; i < R * kDotUnits; ++i) {
+      DotSum& one = acc[i / kDotUnits][i % kDotUnits];
+      one = dot(one, W::load(w, i % kDotUnits), dot_quad(x + i / kDotUnits * stride));
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int u = 0; u < kDotUnits; ++u) {
+      const vf wide = dot_float(acc[r][u]);
+      sum[r][u] += (W::kHeader > 0 ? wide * load16(scales + u * kDotColumns) : wide) *
+                   job.x.scales[first + r * groups];
+    }
+}
+
+// R rows from `row` on and panel `id`: to the output.
+template <typename W, int R>
+void dot_tall(const IntJob& job, int64_t row, int64_t id) {
+  const uint8_t* w = job.w + id * job.panel_bytes;
+  vf sum[R][kDotUnits];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * kDotUnits; ++i) sum[i / kDotUnits][i % kDotUnits] = vf{};
+  for (int64_t g = 0; g < job.x.groups; ++g, w += job.group_bytes)
+    tall_group<W, R>(job, row, g, w, sum);
+  alignas(64) float c[R * kPanel];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * kDotUnits; ++i)
+    store16(c + i * kDotColumns, sum[i / kDotUnits][i % kDotUnits]);
+  job.sink.write(row, R, id, c, kPanel);
+}
+
+// All rows of the job, at least 4 * kTallRows. Each block also fetches its share of the next panel.
+template <typename W>
+void tall_rows(const IntJob& job, int64_t id) {
+  const int64_t blocks = (job.rows + kTallRows - 1) / kTallRows;
+  const uint8_t* next = job.w + (id + 1) * job.panel_bytes;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t r0 = job.rows * b / blocks, r1 = job.rows * (b + 1) / blocks;
+    for (int64_t i = job.panel_bytes * b / blocks; i < job.panel_bytes * (b + 1) / blocks; i += 64)
+      __builtin_prefetch(next + i, 0, 2);
+    constexpr auto full = dot_tall<W, kTallRows>, less = dot_tall<W, kTallRows - 1>;
+    (r1 - r0 == kTallRows ? full : less)(job, job.first + r0, id);
+  }
+}
+#endif
+
 template <typename W>
 void dot_rows(const IntJob& job, const int64_t* ids, int P) {
+#if defined(__AVX512VNNI__)
+  if (job.rows >= 4 * kTallRows) return tall_rows<W>(job, ids[0]);
+#endif
   const int64_t blocks = (job.rows + kDotRows - 1) / kDotRows;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t r0 = job.rows * b / blocks, r1 = job.rows * (b + 1) / blocks;

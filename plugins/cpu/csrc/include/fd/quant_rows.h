@@ -7,8 +7,8 @@
 namespace fd {
 namespace gemm {
 
-constexpr int64_t kRowGroup =
-    128;  // activations that share a scale, where the weights have no groups
+// Activations that share a scale, where the weights have no groups.
+constexpr int64_t kRowGroup = 128;
 
 // `codes` [rows][stride], zero beyond the depth. `scales` [rows]. `sums` [rows][groups]: the codes
 // of each group added up.
@@ -36,9 +36,7 @@ int32_t quantise_group(const T* x, int64_t n, int64_t group, float of_floats, Co
     std::memcpy(to + k, &narrow, sizeof(narrow));
     sum += q;
   }
-  int32_t total = 0;
-  for (int l = 0; l < kLanes; ++l) total += sum[l];
-  return total;
+  return total16(sum);
 }
 
 template <typename T>

@@ -25,6 +25,30 @@ inline vi round16(vf x) {
 #endif
 }
 
+// All lanes joined by op(a, b), which vectors of any width and numbers have.
+template <typename Op>
+inline int32_t join16(vi v, Op op) {
+#if defined(__AVX512F__)
+  typedef int32_t Half __attribute__((vector_size(32)));
+  typedef int32_t Quarter __attribute__((vector_size(16)));
+  const Half a = op(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  const Quarter b =
+      op(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
+  return op(op(b[0], b[1]), op(b[2], b[3]));
+#else
+  int32_t all = v[0];
+  for (int l = 1; l < kLanes; ++l) all = op(all, v[l]);
+  return all;
+#endif
+}
+inline int32_t largest16(vi v) {
+  return join16(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+inline int32_t total16(vi v) {
+  return join16(v, [](auto a, auto b) { return a + b; });
+}
+
 // Largest magnitude; infinity or NaN if any element is (magnitudes compare like their bits).
 template <typename T>
 float absmax(const T* x, int64_t n) {
@@ -34,8 +58,7 @@ float absmax(const T* x, int64_t n) {
     const vi bits = reinterpret_cast<vi>(load16(x + i)) & 0x7fffffff;
     top = bits > top ? bits : top;
   }
-  int32_t most = 0;
-  for (int l = 0; l < kLanes; ++l) most = std::max(most, top[l]);
+  int32_t most = largest16(top);
   for (; i < n; ++i)
     most = std::max(most, static_cast<int32_t>(as_bits(to_float(x[i])) & 0x7fffffffu));
   return as_float(static_cast<uint32_t>(most));
