@@ -84,14 +84,18 @@ class TestLlama:
                 got = graph(*tensors, traced).numpy()
             np.testing.assert_array_equal(got, step(model, eager, IDS[start:stop], start))
 
+    @pytest.mark.parametrize("quantization", ["none", "w4a8"])
     @pytest.mark.parametrize("folder", [("qwen3_moe-sparse", "float32")], indirect=True, ids="-".join)
-    def test_experts_are_the_engines_bit_for_bit(self, paddle: Any, folder: Path) -> None:
+    def test_experts_are_the_engines_bit_for_bit(
+        self, paddle: Any, folder: Path, quantization: str
+    ) -> None:
         from fd_core import paddle as fd
         from fd_core.layers.moe import ExpertSizes, MixtureOfExperts
         from fd_core.loader.load import load_weights
         from fd_core.loader.open import open_source
 
-        config, context = load_config(folder), fd.make_context("float32", max_num_tokens=16)
+        config = load_config(folder)
+        context = fd.make_context("float32", max_num_tokens=16, quantization=quantization)
         prefix = "model.layers.1.mlp"
         sizes = (
             config.hidden_size,
