@@ -120,9 +120,10 @@ def test_types(name: str, x_type: DType, kind: DType) -> None:
 
 
 @pytest.mark.parametrize("group", [32, 128, -1])
+@pytest.mark.parametrize("zero_point", [False, True])
 @pytest.mark.parametrize("name", ["wint4", "w4a8"])
-def test_groups(name: str, group: int) -> None:
-    one = stack(method_of(name, group_size=group), 200, 130, 2)
+def test_groups_and_zero_points(name: str, zero_point: bool, group: int) -> None:
+    one = stack(method_of(name, group_size=group, zero_point=zero_point), 200, 130, 2)
     x = normal(3, (7, 200))
     np.testing.assert_array_equal(one(x, [3, 4]), by_dense_layers(one, x, [3, 4]))
 
@@ -272,6 +273,9 @@ def test_other_types_of_stacks_are_refused() -> None:
     odd = from_numpy(np.zeros((1, 2, 1, 77), np.uint8))
     with pytest.raises(ValueError, match="want groups of 32, 64 or 128"):
         library.experts_int4(call[0], call[1], odd, odd, 32, from_numpy(out))
+    both = [from_numpy(np.zeros((1, 2, 1, size), np.uint8)) for size in (64 + 1024, 96 + 1024)]
+    with pytest.raises(ValueError, match="want zero points in both matrices or in neither"):
+        library.experts_int4(call[0], call[1], *both, 32, from_numpy(out))
     panels = [from_numpy(np.zeros((1, 2, depth, 32), kind)) for depth, kind in ((64, "f4"), (32, "f2"))]
     with pytest.raises(TypeError, match="down: want dtype float32"):
         library.experts_packed(call[0], call[1], *panels, 32, from_numpy(out))
