@@ -42,9 +42,10 @@ inline DotSum dot(DotSum sum, DotWeight w, DotQuad x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
   return sum;
 }
-// The same with a lift of -by[column].
+// The same with a lift of -by[column]. Both fit in 16 bits, whose products are cheaper.
 inline DotSum dot_start(int32_t sum, const int32_t* by) {
-  const __m512i lift = _mm512_mullo_epi32(_mm512_set1_epi32(sum), _mm512_loadu_si512(by));
+  const __m512i low = _mm512_set1_epi32(sum & 0xffff);
+  const __m512i lift = _mm512_madd_epi16(low, _mm512_loadu_si512(by));
   return _mm512_add_epi32(_mm512_set1_epi32(kDotBase), lift);
 }
 // to[column] += sum (* w_scale[column]) * x_scale
