@@ -3,6 +3,7 @@ shifted outputs), and method "wfp8afp8" in a layer and in a model."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ SHAPES = [(16, 16), (112, 48), (96, 1040), (640, 4096), (48, 14336)]
 LIBRARY = 1 << 26
 #: Sums of products near 1 in all: float32 chains by our own kernels. The float8 tensor cores that the
 #: library uses keep some 13 bits below the largest of 32 products and drop the rest: up to 2^-13 of it at
-#: each of K terms, of either sign, the largest being some 16 / sqrt(K).
-OWN, THEIRS = 3e-5, 5e-4
+#: each of K terms, of either sign, the largest being some 16 / sqrt(K). 6e-4 was the most on sm_90, for
+#: torch._scaled_mm too.
+OWN, THEIRS = 3e-5, 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -80,28 +82,33 @@ def scales(count: int, k: int, seed: int) -> Array:
     return np.random.default_rng(seed).uniform(size / 2, size, count).astype(np.float32)
 
 
-def shifted(session: Session, shape: tuple[int, int], kind: Any) -> Tensor:
-    """A tensor that does not start at a 16-byte boundary: the library writes none."""
-    room = session.platform.from_host(np.zeros(shape[0] * shape[1] + 4, kind.numpy()))
-    return room.slice(4, room.numel).view(*shape)
+def shifted(session: Session, array: Array) -> Tensor:
+    """On the device, not at a 16-byte boundary."""
+    start = 8 // array.itemsize
+    room = session.platform.from_host(np.append(np.zeros(start, array.dtype), array.reshape(-1)))
+    return room.slice(start, room.numel).view(*array.shape)
 
 
 @on_gpu
 @halves
-@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("shift", ["none", "output", "scales"])
 @pytest.mark.parametrize("scaling", ["row", "tensor", "rows", "columns"])
-@pytest.mark.parametrize(("m", "n", "k"), [(9, 2048, 4096), (130, 1024, 1040), (520, 272, 4096)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(9, 8704, 1040), (130, 1024, 1040), (520, 4096, 1040), (520, 272, 4096)]
+)
 def test_products_by_the_library(
-    session: Session, m: int, n: int, k: int, scaling: str, aligned: bool, kind: Any
+    session: Session, m: int, n: int, k: int, scaling: str, shift: str, kind: Any
 ) -> None:
-    """Every kind of scales, its own epilogue and ours."""
+    """Every kind of scales, its own epilogue and ours, tensors at 16-byte boundaries and not."""
     a, b = sides(m, n, k)
     a_scales = scales(m if scaling in ("row", "rows") else 1, k, 3)
     b_scales = scales(n if scaling in ("row", "columns") else 1, k, 4)
     bias = normal(5, n, kind=kind)
     put = session.platform.from_host
-    out = put(np.full((m, n), 7, kind.numpy())) if aligned else shifted(session, (m, n), kind)
-    session.ops.cutlass_scaled_mm(out, put(a), put(b), put(a_scales), put(b_scales), put(bias))
+    place = {name: partial(shifted, session) if name == shift else put for name in ("output", "scales")}
+    out = place["output"](np.full((m, n), 7, kind.numpy()))
+    both = map(place["scales"], (a_scales, b_scales))
+    session.ops.cutlass_scaled_mm(out, put(a), put(b), *both, put(bias))
     want = (a.astype(np.float64) * a_scales.reshape(-1, 1)) @ (
         b.astype(np.float64) * b_scales.reshape(-1, 1)
     ).T

@@ -22,6 +22,22 @@ __device__ __forceinline__ void store_any(void* to, int kind, int64_t i, float x
     static_cast<f16*>(to)[i] = from_float<f16>(x);
 }
 
+template <typename T, int V>
+__device__ __forceinline__ void store_as(void* to, int64_t i, const Vec<float, V>& x) {
+  Vec<T, V> y;
+#pragma unroll
+  for (int j = 0; j < V; ++j) y[j] = from_float<T>(x[j]);
+  *reinterpret_cast<Vec<T, V>*>(static_cast<T*>(to) + i) = y;
+}
+
+// V neighbours from element i on; their address is aligned to them.
+template <int V>
+__device__ __forceinline__ void store_any(void* to, int kind, int64_t i, const Vec<float, V>& x) {
+  if (kind == kFloat32) return store_as<float>(to, i, x);
+  if (kind == kBfloat16) return store_as<bf16>(to, i, x);
+  store_as<f16>(to, i, x);
+}
+
 // Where a linear layer's sums go: out[m * step + n] = sum + bias[n].
 struct LinearSink {
   void* out;
@@ -29,7 +45,10 @@ struct LinearSink {
   int64_t step;
   int out_kind, bias_kind;
 
-  __device__ __forceinline__ void put(int64_t m, int64_t n, float sum) const {
+  // What put() needs of a column, for kernels that can read it early.
+  struct Column {};
+  __device__ __forceinline__ Column column(int64_t) const { return {}; }
+  __device__ __forceinline__ void put(int64_t m, int64_t n, float sum, Column = {}) const {
     if (bias != nullptr) sum += load_any(bias, bias_kind, n);
     store_any(out, out_kind, m * step + n, sum);
   }

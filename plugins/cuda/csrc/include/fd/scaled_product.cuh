@@ -11,22 +11,48 @@ struct ScaledSink {
   const float* columns;
   int64_t row_step, column_step;
 
+  using Column = float;
+  __device__ __forceinline__ Column column(int64_t n) const { return columns[n * column_step]; }
+
+  // Not joined with the bias: the bits are every kernel's.
+  template <typename Sum>
+  __device__ __forceinline__ float scaled(int64_t m, Sum sum, Column column) const {
+    return __fmul_rn(rows[m * row_step], __fmul_rn(column, static_cast<float>(sum)));
+  }
+  template <typename Sum>
+  __device__ __forceinline__ void put(int64_t m, int64_t n, Sum sum, Column column) const {
+    to.put(m, n, scaled(m, sum, column));
+  }
   template <typename Sum>
   __device__ __forceinline__ void put(int64_t m, int64_t n, Sum sum) const {
-    // Not joined with the bias: the bits are every kernel's.
-    const float column = __fmul_rn(columns[n * column_step], static_cast<float>(sum));
-    to.put(m, n, __fmul_rn(rows[m * row_step], column));
+    put(m, n, sum, column(n));
   }
 };
 
 // The sink's work on sums [rows, columns] that a library left in memory, from row m0 of the output
-// on.
-template <typename Sum>
-__global__ void scaled_product_finish(const Sum* sums, int64_t rows, int64_t columns, int64_t m0,
-                                      ScaledSink sink) {
-  const int64_t total = rows * columns, step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < total; i += step)
-    sink.put(m0 + i / columns, i % columns, sums[i]);
+// on; V neighbours a thread, where V = 4 the output at 8-byte boundaries.
+template <typename Sum, int V>
+__global__ void __launch_bounds__(256)
+    scaled_product_finish(const Sum* sums, int64_t rows, int64_t columns, int64_t m0,
+                          ScaledSink sink) {
+  const int64_t n = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V;
+  if (n >= columns) return;
+  Vec<float, V> scale, shift;
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    scale[i] = sink.column(n + i);
+    shift[i] = sink.to.bias == nullptr ? 0.f : load_any(sink.to.bias, sink.to.bias_kind, n + i);
+  }
+  for (int64_t m = blockIdx.y; m < rows; m += gridDim.y) {
+    const Vec<Sum, V> all = *reinterpret_cast<const Vec<Sum, V>*>(sums + m * columns + n);
+    Vec<float, V> y;
+#pragma unroll
+    for (int i = 0; i < V; ++i) y[i] = sink.scaled(m0 + m, all[i], scale[i]);
+    if (sink.to.bias != nullptr)
+#pragma unroll
+      for (int i = 0; i < V; ++i) y[i] += shift[i];
+    store_any(sink.to.out, sink.to.out_kind, (m0 + m) * sink.to.step + n, y);
+  }
 }
 
 }  // namespace fd

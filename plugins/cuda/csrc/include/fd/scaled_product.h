@@ -17,6 +17,19 @@ struct Int8Product {
 
 constexpr size_t kSumBytes = 64 << 20;
 
+// Scales, bias and rounding of `rows` rows of sums, from row m0 of the output on.
+template <typename Sum>
+void finish_sums(const Launch& on, const Sum* sums, int64_t rows, int64_t columns, int64_t m0,
+                 const ScaledSink& sink) {
+  const bool whole = columns % 4 == 0 && sink.to.step % 4 == 0 && aligned16(sink.to.out);
+  const dim3 block(256), grid(blocks_of(columns, whole ? 1024 : 256),
+                              static_cast<unsigned>(std::min<int64_t>(rows, 4096)));
+  if (whole)
+    run(on, scaled_product_finish<Sum, 4>, grid, block, 0, sums, rows, columns, m0, sink);
+  else
+    run(on, scaled_product_finish<Sum, 1>, grid, block, 0, sums, rows, columns, m0, sink);
+}
+
 // By cuBLASLt, rows in chunks whose sums have room; false where it is not installed.
 inline bool int8_library(const Launch& on, const Int8Product& p, const ScaledSink& sink) {
   if (lt::api() == nullptr) return false;
@@ -30,9 +43,7 @@ inline bool int8_library(const Launch& on, const Int8Product& p, const ScaledSin
         on, {rows, p.columns, p.depth, p.depth, p.depth, p.columns, lt::kR8I, lt::kR32I,
              lt::kCompute32I, lt::kR32I, p.a + m * p.depth, p.b, nullptr, sums});
     if (!done) return false;  // for the first chunk already: all ask the same
-    const unsigned blocks = std::min(blocks_of(rows * p.columns, 1024), 4096u);
-    run(on, scaled_product_finish<int32_t>, dim3(blocks), dim3(256), 0,
-        static_cast<const int32_t*>(sums), rows, p.columns, m, sink);
+    finish_sums<int32_t>(on, sums, rows, p.columns, m, sink);
   }
   return true;
 }

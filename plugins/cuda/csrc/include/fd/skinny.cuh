@@ -164,21 +164,21 @@ struct SkinnyWindow {
 // Adds the warps' sums of a tile in their order and hands them to the sink. `shared` is not written
 // again before the barrier of the tile after the next.
 template <typename Weights, typename Sum, typename Sink>
-__device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, int tile, int m0,
-                                              int rows, const Weights& weights, const Sink& sink) {
+__device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, int64_t n, int m0,
+                                              int rows, const Weights& weights, const Sink& sink,
+                                              typename Sink::Column column) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   Sum* mine = shared + warp * kSkinnyTile * kSkinnyRows;
 #pragma unroll
   for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
   __syncthreads();
   const int m = threadIdx.x / kSkinnyTile;
-  const int64_t n = int64_t{tile} * kSkinnyTile + threadIdx.x % kSkinnyTile;
   if (m >= rows || n >= weights.columns) return;
   Sum total = 0;
 #pragma unroll
   for (int w = 0; w < kSkinnyWarps; ++w)
     total += shared[w * kSkinnyTile * kSkinnyRows + threadIdx.x];
-  sink.put(m0 + m, n, weights.finish(total, n));
+  sink.put(m0 + m, n, weights.finish(total, n), column);
 }
 
 template <typename Weights, typename T, int S, typename Sink>
@@ -220,6 +220,9 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
   const int x_step = has_row ? kSubs * 4 * input.each : 0;
   uint4* slot = ring;
   for (int tile = first, parity = 0; tile < tiles; tile += step, parity ^= 1) {
+    const int64_t n = int64_t{tile} * kSkinnyTile + threadIdx.x % kSkinnyTile;
+    const bool puts = threadIdx.x / kSkinnyTile < rows && n < weights.columns;
+    const typename Sink::Column column = puts ? sink.column(n) : typename Sink::Column{};
     Sum sum[4] = {};
     const uint4* x = has_row ? xs + lane : zeros;
     for (int i = 0; i < range.count; ++i) {
@@ -231,7 +234,7 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
       x += x_step;
       slot = slot + kStage == end ? ring : slot + kStage;
     }
-    skinny_finish(sum, sums + parity * kSkinnySums, tile, m0, rows, weights, sink);
+    skinny_finish(sum, sums + parity * kSkinnySums, n, m0, rows, weights, sink, column);
   }
 #endif
 }

@@ -13,7 +13,7 @@ struct TokenFp8 {
 
 constexpr int kTokenHeld = 4;  // vectors of a row that a thread reads once
 
-// One block a row; N elements at a time.
+// N elements at a time. Blocks of a row (gridDim.y) each find its scale and share its codes.
 template <typename T, int N>
 __global__ void __launch_bounds__(1024)
     token_fp8_rows(const T* x, e4m3* to, float* scales, TokenFp8 all) {
@@ -21,8 +21,10 @@ __global__ void __launch_bounds__(1024)
   let_next_start();
   wait_for_inputs();
   const int64_t row = blockIdx.x, stride = int64_t{blockDim.x} * N;
+  const int part = blockIdx.y, parts = gridDim.y;
   x += row * all.step, to += row * all.depth;
   if (row >= all.rows) {
+    if (part > 0) return;
     if (row < all.slots && threadIdx.x == 0) scales[row] = 0.f;
     for (int64_t i = threadIdx.x; row < all.out_rows && i < all.depth; i += blockDim.x)
       to[i].bits = 0;
@@ -41,17 +43,19 @@ __global__ void __launch_bounds__(1024)
   most = block_reduce<Max>(most, scratch);
   const float scale = __fdiv_rn(all.bound > 0 && most > all.bound ? all.bound : most, kE4m3Largest);
   const float divisor = scale == 0 ? 1.f : scale;
-  if (threadIdx.x == 0) scales[row] = scale;
+  if (threadIdx.x == 0 && part == 0) scales[row] = scale;
   const auto scaled = [=](float v) { return __fdiv_rn(v, divisor); };
 #pragma unroll
   for (int i = 0; i < kTokenHeld; ++i) {
     const int64_t at = int64_t{threadIdx.x} * N + i * stride;
+    if (i % parts != part || at >= all.depth) continue;
     float y[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) y[j] = scaled(to_float(held[i][j]));
-    if (at < all.depth) *reinterpret_cast<Vec<e4m3, N>*>(to + at) = e4m3_codes<N>(y);
+    *reinterpret_cast<Vec<e4m3, N>*>(to + at) = e4m3_codes<N>(y);
   }
-  encode<T, N>(x + rest, all.depth - rest, to + rest, threadIdx.x, blockDim.x, scaled);
+  encode<T, N>(x + rest, all.depth - rest, to + rest, part * blockDim.x + threadIdx.x,
+               parts * blockDim.x, scaled);
 }
 
 }  // namespace fd

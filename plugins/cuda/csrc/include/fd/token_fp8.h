@@ -6,9 +6,9 @@
 
 namespace fd {
 
-// Up to so many rows each has a block of threads that read it at once; more keep all processors
-// busy with fewer threads.
-constexpr int64_t kFewTokens = 512;
+// Up to so many rows have several blocks each: the divisions of one would take longer than the
+// rest.
+constexpr int64_t kFewTokens = 64;
 
 template <typename T>
 void token_fp8_launch(const Launch& on, Tensor input, e4m3* to, float* scales,
@@ -17,9 +17,10 @@ void token_fp8_launch(const Launch& on, Tensor input, e4m3* to, float* scales,
   const bool packs =
       packable<T>(all.depth, {all.step}, {from}) && reinterpret_cast<uintptr_t>(to) % kPack<T> == 0;
   const int64_t vectors = packs ? all.depth / kPack<T> : all.depth;
-  const int64_t wanted = all.rows > kFewTokens ? (vectors + kTokenHeld - 1) / kTokenHeld : vectors;
+  const int64_t wanted = (vectors + kTokenHeld - 1) / kTokenHeld;
   const auto threads = std::min<int64_t>((wanted + kWarp - 1) / kWarp * kWarp, 1024);
-  const dim3 grid(static_cast<unsigned>(std::max(all.slots, all.out_rows)));
+  const dim3 grid(static_cast<unsigned>(std::max(all.slots, all.out_rows)),
+                  all.rows <= kFewTokens ? kTokenHeld : 1);
   const dim3 block(static_cast<unsigned>(std::max<int64_t>(threads, kWarp)));
   if (packs)
     run_overlapped(on, token_fp8_rows<T, kPack<T>>, grid, block, 0, from, to, scales, all);
