@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     const RowTotal total = row_total(job.parts + row * segments, static_cast<int>(segments), 0.f);
     const MassRow<AsProbability> masses{
         job.rows, row, job.groups + row * groups, groups, {}, total.max, Team::solo()};
-    const float floor = total.max > 0.f ? reached_by(masses, k) : 0.f;
+    const float floor = total.max > 0.f ? reached_by(masses, k, shared) : 0.f;
     const Entries<AsProbability> entries(masses, shared, floor, true);
     const uint32_t wanted = static_cast<uint32_t>(k);
     const Upper top = walk_down<true>(entries, [=](Above a) { return a.count >= wanted; });

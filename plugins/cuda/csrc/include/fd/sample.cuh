@@ -21,6 +21,97 @@ __device__ __forceinline__ float tail_floor(float mass, float top_p, int64_t wid
   return value > 0 ? static_cast<float>(value) : 0.f;
 }
 
+// Holds as many of the largest entries as are likely to fit, if they do and weigh `bound` or more.
+// Evenly spread, n entries lie in G (1 - exp(-n / G)) of G groups.
+template <typename Value>
+__device__ __forceinline__ void hold_heaviest(Entries<Value>& entries, double bound) {
+  constexpr float kLikely = 0.9f * kCandidates;
+  SelectShared& s = entries.shared;
+  const float least = entries.floor, groups = static_cast<float>(entries.row.num_groups);
+  const int64_t spread = static_cast<int64_t>(groups * (1.f - expf(-kLikely / groups)));
+  entries.floor = reached_by(entries.row, spread, s);
+  entries.held = hold_entries(entries.row, s, entries.floor);
+  uint64_t own = 0, total;
+  for (int i = threadIdx.x; entries.held && i < s.used; i += kSelectThreads)
+    own += weight(s.value[i]);
+  block_scan(own, s.sums, &total);
+  entries.held = entries.held && static_cast<double>(total) >= bound;
+  if (!entries.held) entries.floor = least;
+  __syncthreads();
+}
+
+// Adds the kept weights of the block's share to buckets of 2^shift adjacent ids: one atomic for the
+// 128 entries that a warp reads together.
+template <typename Value>
+__device__ void bucket_row(const MassRow<Value>& row, float cut, int shift, SelectShared& s) {
+  const int64_t step = int64_t{row.team.size} * kSelectThreads;
+  const float least = fmaxf(cut, 4.4e-16f);  // below, weights are 0
+  for (int64_t first = row.team.rank * kSelectThreads + threadIdx.x / kWarp * kWarp;
+       first < row.num_groups; first += step) {
+    const int64_t g = first + threadIdx.x % kWarp;
+    const bool live = row.live(g, least);
+    if (!__any_sync(0xffffffffu, live)) continue;
+    for (int v = 0; v < kGroupPacks; ++v) {
+      uint64_t mass = 0;
+      if (live) {
+        const Vec<float, 4> pack = row.rows.load(row.row, pack_start(g, v));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float p = row.p(pack[i]);
+          if (p >= least) mass += weight(p);
+        }
+      }
+#pragma unroll
+      for (int d = kWarp / 2; d > 0; d /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, d);
+      const int64_t bucket = pack_start(first, v) >> shift;
+      if (mass != 0 && threadIdx.x % kWarp == 0) add_wide(&s.low[bucket], &s.high[bucket], mass);
+    }
+  }
+}
+
+// The first id, in id order, at which the running weight of the entries >= cut passes
+// floor(bits / 2^64 * their total); the argmax if they weigh nothing.
+template <typename Value>
+__device__ __noinline__ int64_t draw(const Entries<Value> entries, float cut, uint64_t bits) {
+  SelectShared& s = entries.shared;
+  const MassRow<Value>& row = entries.row;
+  int shift = 7;
+  while ((row.rows.width - 1) >> shift >= kSelectThreads) ++shift;
+  s.low[threadIdx.x] = s.high[threadIdx.x] = 0;
+  __syncthreads();
+  if (entries.held)
+    entries.each([&](float p, int id) {
+      if (p >= cut) add_wide(&s.low[id >> shift], &s.high[id >> shift], weight(p));
+    });
+  else
+    bucket_row(row, cut, shift, s);
+  entries.team().barrier();
+  const uint64_t own = bin_of<false>(s, threadIdx.x, entries.team()).mass;
+  entries.team().barrier();
+  uint64_t total;
+  uint64_t running = block_scan(own, s.sums, &total);
+  if (total == 0) return best_id(row, s);
+  const uint64_t target = scale_bits(bits, total);
+  if (running > target && running - own <= target)
+    s.found = threadIdx.x, s.found_mass = running - own;
+  __syncthreads();
+  uint64_t before = s.found_mass;
+  for (int64_t at = static_cast<int64_t>(s.found) << shift; at < row.rows.width;
+       at += kSelectThreads) {
+    const int64_t id = at + threadIdx.x;
+    const bool inside = threadIdx.x >> shift == 0 && id < row.rows.width;
+    const float p = inside ? row.p(row.rows.data[row.row * row.rows.step + id]) : 0.f;
+    const uint64_t w = p >= cut ? weight(p) : 0;
+    __syncthreads();
+    running = block_scan(w, s.sums, &total) + before;
+    if (w != 0 && running > target && running - w <= target) s.best_id = static_cast<int>(id);
+    before += total;
+    __syncthreads();
+    if (before > target) return s.best_id;
+  }
+  return best_id(row, s);  // never: the buckets' sums are those of their entries
+}
+
 // Sums over groups of `lanes` adjacent lanes.
 template <typename T>
 __device__ __forceinline__ T lanes_sum(T x, int lanes) {
@@ -81,10 +172,12 @@ __device__ int64_t sample_row(const MassRow<Value>& row, const Truncation& t, fl
   float cut = t.min_p > 0.f ? row.best * fminf(t.min_p, 1.f) : 0.f, floor = cut;
   const bool top_k = t.top_k > 0 && t.top_k < row.rows.width;
   if (top_k)
-    floor = fmaxf(cut, reached_by(row, t.top_k));
+    floor = fmaxf(cut, reached_by(row, t.top_k, s));
   else if (t.top_p < 1.f && cut == 0.f)
     floor = tail_floor(mass, t.top_p, row.rows.width);
-  const Entries<Value> entries(row, s, floor, floor > 0.f || row.rows.width <= kCandidates);
+  Entries<Value> entries(row, s, floor, floor > 0.f || row.rows.width <= kCandidates);
+  if (!entries.held && !top_k && t.top_p < 1.f)
+    hold_heaviest(entries, static_cast<double>(t.top_p) * kMassOne);
   if (entries.held && row.team.rank != 0) return 0;  // the first block does it alone
   if (entries.held && s.used <= kFewCandidates) return sample_few(entries, t, top_k, bits, s);
   double base = kMassOne;

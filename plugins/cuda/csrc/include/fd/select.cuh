@@ -12,7 +12,8 @@
 
 namespace fd {
 
-constexpr int kSelectThreads = 1024, kCandidates = 2048, kBins = 2048;
+constexpr int kSelectThreads = 1024, kCandidates = 2816, kBins = 2048;
+constexpr int kLiveGroups = kCandidates;         // each has an entry that is to be held
 constexpr double kMassOne = 1125899906842624.0;  // 2^50: the weight of probability 1
 
 __device__ __forceinline__ uint64_t weight(float p) {
@@ -40,7 +41,11 @@ struct alignas(16) SelectShared {
   uint64_t found_mass, bin_mass;  // above the bin that was found; in it
   uint32_t found_count, bin_count;
   int found;
+
+  // Those that hold candidates; their list takes the place of the histogram.
+  __device__ __forceinline__ uint32_t* groups() { return low; }
 };
+static_assert(kLiveGroups <= 2 * kBins, "the list of groups lies in low and high");
 
 // Exact in any order.
 __device__ __forceinline__ void add_wide(uint32_t* low, uint32_t* high, uint64_t x) {
@@ -126,6 +131,74 @@ struct MassRow {
   }
 };
 
+// The largest probability of each group, to be looked at as entries are.
+template <typename Value>
+struct Maxima {
+  MassRow<Value> row;
+  SelectShared& shared;
+  static constexpr bool held = true, weighed = false;
+  static constexpr float floor = 0.f;
+  static constexpr int precision = 9;  // bits of a value that do not matter
+
+  __device__ __forceinline__ Team team() const { return Team::solo(); }
+
+  template <typename F>
+  __device__ __forceinline__ void each(F&& f) const {
+    row.each_group([&](float most, int64_t g) {
+      if (most > 0.f) f(most, static_cast<int>(g));
+    });
+  }
+};
+
+// Puts the entries >= floor of one pack of each lane behind those that are held.
+template <typename Value>
+__device__ __forceinline__ void hold_pack(const Vec<float, 4>& pack, int64_t first, float floor,
+                                          const Value& as_p, SelectShared& s) {
+  const unsigned below = (1u << threadIdx.x % kWarp) - 1;
+  float p[4];
+  unsigned kept[4];
+  int all = 0, at = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    p[j] = as_p(pack[j]);
+    kept[j] = __ballot_sync(0xffffffffu, p[j] >= floor && p[j] > 0.f);
+    at += __popc(kept[j] & below), all += __popc(kept[j]);
+  }
+  if (all == 0) return;
+  int start = 0;
+  if (threadIdx.x % kWarp == 0) start = atomicAdd(&s.used, all);
+  at += __shfl_sync(0xffffffffu, start, 0);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if ((kept[j] >> threadIdx.x % kWarp & 1) == 0) continue;
+    if (at < kCandidates) s.value[at] = p[j], s.id[at] = static_cast<int>(first) + j;
+    ++at;
+  }
+}
+
+// Whether the entries >= floor fit into shared memory, where they are then.
+template <typename Value>
+__device__ __noinline__ bool hold_entries(const MassRow<Value> row, SelectShared& s, float floor) {
+  if (threadIdx.x == 0) s.used = s.live = 0;
+  __syncthreads();
+  row.each_group([&](float most, int64_t g) {
+    if (!(most * 1.00001f >= floor && most > 0.f)) return;
+    const int at = atomicAdd(&s.live, 1);
+    if (at < kLiveGroups) s.groups()[at] = static_cast<uint32_t>(g);
+  });
+  __syncthreads();
+  if (s.live > kLiveGroups) return false;
+  const int packs = s.live * kGroupPacks;
+  for (int warp = threadIdx.x / kWarp * kWarp; warp < packs; warp += kSelectThreads) {
+    const int i = warp + threadIdx.x % kWarp;
+    const int64_t first = i < packs ? pack_start(s.groups()[i / kGroupPacks], i % kGroupPacks) : 0;
+    const Vec<float, 4> pack = row.rows.load(row.row, first);
+    hold_pack(pack, first, i < packs ? floor : __int_as_float(0x7fffffff), row.p, s);
+  }
+  __syncthreads();
+  return s.used <= kCandidates;
+}
+
 // The entries that the steps below look at: all in every block's shared memory, or in the row
 // itself.
 template <typename Value>
@@ -134,38 +207,13 @@ struct Entries {
   SelectShared& shared;
   float floor;
   bool held;
+  static constexpr bool weighed = true;
+  static constexpr int precision = 0;
 
   // `keep` false: they will not fit.
   __device__ __forceinline__ Entries(const MassRow<Value>& r, SelectShared& s, float least,
                                      bool keep)
-      : row(r), shared(s), floor(least), held(keep) {
-    if (!keep) return;
-    if (threadIdx.x == 0) s.used = s.live = 0;
-    __syncthreads();
-    row.each_group([&](float most, int64_t g) {
-      if (!(most * 1.00001f >= floor && most > 0.f)) return;
-      const int at = atomicAdd(&s.live, 1);
-      if (at < kBins) s.count[at] = static_cast<uint32_t>(g);
-    });
-    __syncthreads();
-    held = s.live <= kBins;
-    for (int i = threadIdx.x; held && i < s.live * kGroupPacks; i += kSelectThreads)
-      hold(s.count[i / kGroupPacks], i % kGroupPacks);
-    __syncthreads();
-    held = held && s.used <= kCandidates;
-  }
-
-  __device__ __forceinline__ void hold(int64_t g, int v) const {
-    const int64_t first = pack_start(g, v);
-    const Vec<float, 4> pack = row.rows.load(row.row, first);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float p = row.p(pack[i]);
-      if (!(p >= floor && p > 0.f)) continue;
-      const int at = atomicAdd(&shared.used, 1);
-      if (at < kCandidates) shared.value[at] = p, shared.id[at] = static_cast<int>(first) + i;
-    }
-  }
+      : row(r), shared(s), floor(least), held(keep && hold_entries(r, s, least)) {}
 
   __device__ __forceinline__ Team team() const { return held ? Team::solo() : row.team; }
 
@@ -178,22 +226,6 @@ struct Entries {
       row.each(floor, f);
   }
 };
-
-// A value that at least k entries reach: the k-th largest of the threads' maxima, or somewhat less.
-template <typename Value>
-__device__ __forceinline__ float reached_by(const MassRow<Value>& row, int64_t k) {
-  if (k > kSelectThreads) return 0.f;
-  float own = 0.f;
-  row.each_group([&](float most, int64_t) { own = fmaxf(own, most); });
-  const int key = __float_as_int(own), wanted = static_cast<int>(k);
-  int low = 0, high = __float_as_int(row.best) + 1;  // `wanted` reach low, fewer reach high
-  while (high - low > 1) {
-    const int middle = low + (high - low) / 2, reach = __syncthreads_count(key >= middle);
-    (reach >= wanted ? low : high) = middle;
-    if (reach >= wanted && reach <= wanted + wanted / 4 + 8) break;
-  }
-  return __int_as_float(low);
-}
 
 // What lies at or above a cut.
 struct Upper {
@@ -249,14 +281,15 @@ __device__ void find_bin(SelectShared& s, int bins, Above above, const Team& tea
   __syncthreads();
 }
 
-// Holds those of the block's entries whose leading bits are `prefix`; whether they fit.
-template <typename Value>
-__device__ bool hold_prefix(const Entries<Value>& entries, uint32_t mask, uint32_t prefix) {
+// Holds those of the block's entries whose bits from `base` on, without the last `shift`, are
+// `prefix`; whether they fit.
+template <typename Source>
+__device__ bool hold_prefix(const Source& entries, uint32_t base, int shift, uint32_t prefix) {
   SelectShared& s = entries.shared;
   if (threadIdx.x == 0) s.used = 0;
   __syncthreads();
   entries.each([&](float p, int) {
-    if ((__float_as_uint(p) & mask) != prefix) return;
+    if ((__float_as_uint(p) - base) >> shift != prefix) return;
     const int at = atomicAdd(&s.used, 1);
     if (at < kCandidates) s.value[at] = p;
   });
@@ -264,44 +297,81 @@ __device__ bool hold_prefix(const Entries<Value>& entries, uint32_t mask, uint32
   return s.used <= kCandidates;
 }
 
+// Adds the entries whose leading bits are `prefix` to the bins of the next `width`.
+template <bool Counted, typename Source>
+__device__ __forceinline__ void fill_bins(const Source& entries, bool narrow, uint32_t base,
+                                          int shift, int width, uint32_t prefix) {
+  SelectShared& s = entries.shared;
+  const uint32_t bins = 1u << width;
+  for (uint32_t b = threadIdx.x; b < bins; b += kSelectThreads)
+    s.low[b] = s.high[b] = s.count[b] = 0;
+  __syncthreads();
+  const auto add = [&](float p, int) {
+    const uint32_t key = (__float_as_uint(p) - base) >> shift;
+    if (key >> width != prefix) return;
+    const uint32_t bin = key & (bins - 1);
+    if (Counted) atomicAdd(&s.count[bin], 1u);
+    if (Source::weighed) add_wide(&s.low[bin], &s.high[bin], weight(p));
+  };
+  if (narrow)
+    for (int i = threadIdx.x; i < s.used; i += kSelectThreads) add(s.value[i], 0);
+  else
+    entries.each(add);
+}
+
 // Walks distinct values downward and stops at the first one at which `reached` of the entries at or
-// above it is true: a radix descent over the float's bits (11, 10, 10 below the sign), which order
-// positive floats. `reached` never true: everything. Counted: `reached` asks for the count.
-template <bool Counted, typename Value, typename F>
-__device__ __noinline__ Upper walk_down(const Entries<Value> entries, F reached) {
+// above it is true: a radix descent over the float's bits, which order positive floats, from the
+// floor's to the largest entry's, so that the first digit tells most of them apart. `reached` never
+// true: everything. Counted: `reached` asks for the count.
+template <bool Counted, typename Source, typename F>
+__device__ __noinline__ Upper walk_down(const Source entries, F reached) {
+  constexpr uint32_t kAbove = 16;  // the hardware's exponentials are off by a few units
   SelectShared& s = entries.shared;
   const Team team = entries.team();
+  const uint32_t base = __float_as_uint(entries.floor);
+  const uint32_t span = max(__float_as_uint(entries.row.best) + kAbove, base) - base;
+  int width = 11, shift = max(32 - __clz(static_cast<int>(span)) - width, 0);
   Above above{0, 0};
-  uint32_t prefix = 0, mask = 0;
-  bool narrow = false;
-  for (int shift = 20; shift >= 0; shift -= 10) {
-    const int bins = shift == 20 ? kBins : kBins / 2;
-    for (int b = threadIdx.x; b < bins; b += kSelectThreads) s.low[b] = s.high[b] = s.count[b] = 0;
-    __syncthreads();
-    const auto add = [&](float p, int) {
-      const uint32_t bits = __float_as_uint(p);
-      if ((bits & mask) != prefix) return;
-      const uint32_t bin = bits >> shift & (bins - 1);
-      if (Counted) atomicAdd(&s.count[bin], 1u);
-      add_wide(&s.low[bin], &s.high[bin], weight(p));
-    };
-    if (narrow)
-      for (int i = threadIdx.x; i < s.used; i += kSelectThreads) add(s.value[i], 0);
-    else
-      entries.each(add);
+  uint32_t prefix = 0;
+  for (bool narrow = false, first = true;; first = false) {
+    fill_bins<Counted>(entries, narrow, base, shift, width, prefix);
     team.barrier();
-    find_bin<Counted>(s, bins, above, team, reached);
+    find_bin<Counted>(s, 1 << width, above, team, reached);
     team.barrier();
     if (s.found < 0) return {0.f, 0, 0, false};
     above = {s.found_count, s.found_mass};
-    prefix |= static_cast<uint32_t>(s.found) << shift;
-    mask |= static_cast<uint32_t>(bins - 1) << shift;
-    if (shift == 20 && !entries.held) narrow = hold_prefix(entries, mask, prefix);
+    prefix = prefix << width | static_cast<uint32_t>(s.found);
+    if (shift <= Source::precision) break;
+    if (first && !entries.held) narrow = hold_prefix(entries, base, shift, prefix);
+    width = min(shift, 10), shift -= width;
   }
-  const Upper found{__uint_as_float(prefix), above.count + s.bin_count, above.mass + s.bin_mass,
-                    true};
+  const Upper found{__uint_as_float(base + (prefix << shift)), above.count + s.bin_count,
+                    above.mass + s.bin_mass, true};
   __syncthreads();
   return found;
+}
+
+// The k-th largest of the threads' maxima, or somewhat less.
+template <typename Value>
+__device__ __forceinline__ float reached_by_few(const MassRow<Value>& row, int wanted) {
+  float own = 0.f;
+  row.each_group([&](float most, int64_t) { own = fmaxf(own, most); });
+  const int key = __float_as_int(own);
+  int low = 0, high = __float_as_int(row.best) + 1;  // `wanted` reach low, fewer reach high
+  while (high - low > 1) {
+    const int middle = low + (high - low) / 2, reach = __syncthreads_count(key >= middle);
+    (reach >= wanted ? low : high) = middle;
+    if (reach >= wanted && reach <= wanted + wanted / 4 + 8) break;
+  }
+  return __int_as_float(low);
+}
+
+// A value that at least k entries reach, and not many more where they are spread over the groups.
+template <typename Value>
+__device__ __forceinline__ float reached_by(const MassRow<Value>& row, int64_t k, SelectShared& s) {
+  if (k <= kSelectThreads / 4) return reached_by_few(row, static_cast<int>(k));
+  if (k > row.num_groups) return 0.f;
+  return walk_down<true>(Maxima<Value>{row, s}, [=](Above a) { return a.count >= k; }).cut;
 }
 
 // Lowest id of the row's largest value; 0 if there is no number.
@@ -319,78 +389,6 @@ __device__ __noinline__ int64_t best_id(const MassRow<Value> row, SelectShared& 
   }
   __syncthreads();
   return s.best_id == 0x7fffffff ? 0 : s.best_id;
-}
-
-// Adds the kept weights of the block's share to buckets of 2^shift adjacent ids: one atomic for the
-// 128 entries that a warp reads together.
-template <typename Value>
-__device__ void bucket_row(const MassRow<Value>& row, float cut, int shift, SelectShared& s) {
-  const int64_t step = int64_t{row.team.size} * kSelectThreads;
-  const float least = fmaxf(cut, 4.4e-16f);  // below, weights are 0
-  for (int64_t first = row.team.rank * kSelectThreads + threadIdx.x / kWarp * kWarp;
-       first < row.num_groups; first += step) {
-    const int64_t g = first + threadIdx.x % kWarp;
-    const bool live = row.live(g, least);
-    if (!__any_sync(0xffffffffu, live)) continue;
-    for (int v = 0; v < kGroupPacks; ++v) {
-      uint64_t mass = 0;
-      if (live) {
-        const Vec<float, 4> pack = row.rows.load(row.row, pack_start(g, v));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float p = row.p(pack[i]);
-          if (p >= least) mass += weight(p);
-        }
-      }
-#pragma unroll
-      for (int d = kWarp / 2; d > 0; d /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, d);
-      const int64_t bucket = pack_start(first, v) >> shift;
-      if (mass != 0 && threadIdx.x % kWarp == 0) add_wide(&s.low[bucket], &s.high[bucket], mass);
-    }
-  }
-}
-
-// The first id, in id order, at which the running weight of the entries >= cut passes
-// floor(bits / 2^64 * their total); the argmax if they weigh nothing.
-template <typename Value>
-__device__ __noinline__ int64_t draw(const Entries<Value> entries, float cut, uint64_t bits) {
-  SelectShared& s = entries.shared;
-  const MassRow<Value>& row = entries.row;
-  int shift = 7;
-  while ((row.rows.width - 1) >> shift >= kSelectThreads) ++shift;
-  s.low[threadIdx.x] = s.high[threadIdx.x] = 0;
-  __syncthreads();
-  if (entries.held)
-    entries.each([&](float p, int id) {
-      if (p >= cut) add_wide(&s.low[id >> shift], &s.high[id >> shift], weight(p));
-    });
-  else
-    bucket_row(row, cut, shift, s);
-  entries.team().barrier();
-  const uint64_t own = bin_of<false>(s, threadIdx.x, entries.team()).mass;
-  entries.team().barrier();
-  uint64_t total;
-  uint64_t running = block_scan(own, s.sums, &total);
-  if (total == 0) return best_id(row, s);
-  const uint64_t target = scale_bits(bits, total);
-  if (running > target && running - own <= target)
-    s.found = threadIdx.x, s.found_mass = running - own;
-  __syncthreads();
-  uint64_t before = s.found_mass;
-  for (int64_t at = static_cast<int64_t>(s.found) << shift; at < row.rows.width;
-       at += kSelectThreads) {
-    const int64_t id = at + threadIdx.x;
-    const bool inside = threadIdx.x >> shift == 0 && id < row.rows.width;
-    const float p = inside ? row.p(row.rows.data[row.row * row.rows.step + id]) : 0.f;
-    const uint64_t w = p >= cut ? weight(p) : 0;
-    __syncthreads();
-    running = block_scan(w, s.sums, &total) + before;
-    if (w != 0 && running > target && running - w <= target) s.best_id = static_cast<int>(id);
-    before += total;
-    __syncthreads();
-    if (before > target) return s.best_id;
-  }
-  return best_id(row, s);  // never: the buckets' sums are those of their entries
 }
 
 }  // namespace fd

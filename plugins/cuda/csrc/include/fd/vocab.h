@@ -61,14 +61,14 @@ void run_parts(const Launch& on, const Tensor& t, const PartsJob& job) {
   run_overlapped(on, vocab_parts<Softmax>, vocab_grid(t), dim3(kSegmentThreads), 0, job);
 }
 
-// Blocks that may share a row where clusters exist. More than one has compiled but not yet run on a
-// device: tests/cuda/test_sampling.py is what has to pass before this is raised (8 is the most).
-constexpr unsigned kLargestTeam = 1;
+// Blocks that may share a row where clusters exist.
+constexpr unsigned kLargestTeam = 8;
 
-// Blocks that share a row: as many as the device has room for.
+// Blocks that share a row: as many as fit into half of the device, for rows that need only one
+// block are slowed down by others that share its caches.
 inline unsigned team_of(const Launch& on, int64_t rows) {
   unsigned size = 1;
-  while (size < kLargestTeam && on.sm() >= 90 && 2 * size * rows <= on.processors()) size *= 2;
+  while (size < kLargestTeam && on.sm() >= 90 && 4 * size * rows <= on.processors()) size *= 2;
   return size;
 }
 
