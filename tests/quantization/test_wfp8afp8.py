@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -319,6 +320,31 @@ def test_a_model_is_converted_and_read_back(tmp_path: Path, monkeypatch: pytest.
     convert(halved, tmp_path / "out", monkeypatch)
     now, then = answers(halved, tmp_path / "out", ""), answers(halved, "", "wfp8afp8")
     np.testing.assert_array_equal(now, then)
+
+
+def test_a_checkpoint_of_another_tool_is_a_model(tmp_path: Path) -> None:
+    """The embedded model as llm-compressor would write it: every projection of every block in float8."""
+    from fd_core.engine.build import EMBEDDED
+    from fd_core.loader.tensor_file import TensorFile
+
+    plain, tensors = TensorFile(Path(EMBEDDED) / "model.safetensors"), {}
+    for name in plain.entries:
+        tensors[name] = np.array(plain.read(name))
+        if name.endswith("_proj.weight"):
+            codes, scales = stored_sides(tensors[name].astype(np.float32))
+            tensors |= {name: codes, f"{name}_scale": scales}
+    config = json.loads((Path(EMBEDDED) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": scheme()}))
+    save(tmp_path, tensors)
+    session = open_session("reference")
+    halved = replace(session, device=replace(session.device, activation_dtype=None))
+    got = answers(halved, tmp_path, "").astype(np.float64)
+    parts = [f"model.layers.0.self_attn.{n}_proj.weight" for n in "qkv"]
+    weight = np.concatenate(
+        [tensors[n].astype(np.float64) * tensors[f"{n}_scale"].astype(np.float64) for n in parts]
+    )
+    x = rounded(normal(12, 3, weight.shape[1], kind=dt.bfloat16))
+    np.testing.assert_allclose(got, x @ weight.T, rtol=1.01 * 2.0**-8, atol=1e-3)
 
 
 def convert(session: Session, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
