@@ -15,7 +15,9 @@ struct alignas(64) Lanes {
   float x[kLanes];
 };
 constexpr int kMaxGroup = 128;
-constexpr int kCandidates = 12;    // scales tried for a group, from two starts each
+// Scales tried from a start: some larger (no code at the end, but more near their weights), most
+// smaller (the outermost clipped often serves the many better).
+constexpr int kLarger = 4, kSmaller = 12;
 constexpr float kShrink = 0.025f;  // between one candidate and the next
 
 // One column's codes, four at a time, at `to`; returns its scale.
@@ -70,15 +72,13 @@ float outermost(const float* x, int64_t n) {
   return *std::max_element(x, x + n, [](float a, float b) { return std::abs(a) < std::abs(b); });
 }
 
-// Candidate i of some that clip more and more, for clipping the outermost often serves the many
-// better.
-float smaller(float start, int i) { return start * (1.0f - kShrink * static_cast<float>(i)); }
+float candidate(float start, int i) { return start * (1.0f - kShrink * static_cast<float>(i)); }
 
 // Scales that span all of the range, between zero points that put its middle amid the codes.
 void try_ranges(Best& best, float low, float high) {
   const float full = (high - low) / 15.0f;
-  for (int i = 0; full > kTinyAbsmax && i < kCandidates; ++i) {
-    const float scale = smaller(full, i);
+  for (int i = -kLarger; full > kTinyAbsmax && i < kSmaller; ++i) {
+    const float scale = candidate(full, i);
     const float middle = std::clamp((low + high) / (-2.0f * scale) - 0.5f, -127.0f, 126.0f);
     const int zero = static_cast<int>(std::nearbyint(middle));
     for (int away : {0, -1, 1}) best.try_one(scale, zero + away);
@@ -94,10 +94,10 @@ void weigh(const float* x, int64_t depth, float* weight) {
   for (int64_t i = 0; i < depth; ++i) weight[i] = 1.0f + std::abs(x[i]) / root;
 }
 
-// The bfloat16 scale with the least error, as `weigh` counts it, of `depth` floats among: absmax /
-// 7 (codes -7 .. 7); the outermost element / -8, of either sign (codes -8 .. 7); somewhat smaller
-// ones; with `zeros` also those of try_ranges. Scale zero: all codes are. `weight` is room for as
-// many, zeros.
+// The bfloat16 scale with the least error, as `weigh` counts it, of `depth` floats among those
+// about absmax / 7 (codes -7 .. 7) and the outermost element / -8, of either sign (codes -8 .. 7);
+// with `zeros` also those of try_ranges. Scale zero: all codes are. `weight` is room for as many,
+// zeros.
 Step best_step(const vf* x, int64_t depth, bool zeros, vf* weight) {
   const float* from = reinterpret_cast<const float*>(x);
   const float full = Scale(absmax(from, depth), 7.0f).of_codes;
@@ -105,8 +105,8 @@ Step best_step(const vf* x, int64_t depth, bool zeros, vf* weight) {
   weigh(from, depth, reinterpret_cast<float*>(weight));
   const int n = static_cast<int>((depth + kLanes - 1) / kLanes);
   Best best{x, weight, n, {to_float(from_float<bf16>(full)), 0}};
-  const float starts[] = {full, outermost(from, depth) / -8.0f};
-  for (int i = 0; i < 2 * kCandidates; ++i) best.try_one(smaller(starts[i % 2], i / 2), 0);
+  for (int i = -kLarger; i < kSmaller; ++i)
+    for (float start : {full, outermost(from, depth) / -8.0f}) best.try_one(candidate(start, i), 0);
   const auto [low, high] = std::minmax_element(from, from + depth);
   if (zeros) try_ranges(best, *low, *high);
   return best.step;
