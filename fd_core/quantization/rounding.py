@@ -23,8 +23,8 @@ Array = np.ndarray[Any, Any]
 
 #: Share of the mean second moment added to each of them: inputs not seen are not trusted blindly.
 DAMPING = 0.01
-#: Scales tried for a group: so many steps of this size below the largest.
-CANDIDATES, SHRINK = 16, np.float32(0.025)
+#: Scales tried for a group: so many steps of this size above and below what its outermost asks for.
+LARGER, SMALLER, SHRINK = 4, 11, np.float32(0.025)
 #: Passes over the rounded weights, each code and each scale set to what is best given all others.
 SWEEPS = 8
 
@@ -168,8 +168,8 @@ def _as_stored(scale: Array) -> Array:
 def best_steps(part: Array, importance: Array, grid: Grid) -> Steps:
     """Per column of part [n, out] the bfloat16 scale and the zero point of the least weighted squares.
 
-    Tried are absmax / high, the outermost / low (of either sign), and somewhat smaller ones, for clipping
-    the outermost often serves the many better; with zero points also the range over all codes, likewise.
+    Tried are absmax / high, the outermost / low (of either sign), somewhat larger ones and smaller ones, for
+    clipping the outermost often serves the many better; with zero points also the range over all codes.
     """
     columns = part.shape[1]
     best = Steps(np.zeros(columns, np.float32), np.zeros(columns, np.float32), grid)
@@ -185,7 +185,7 @@ def best_steps(part: Array, importance: Array, grid: Grid) -> Steps:
 def _candidates(part: Array, grid: Grid) -> Iterator[tuple[Array, Array]]:
     """(scale, zero point) of every column, one after the other."""
     outermost = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0]
-    shrunk = [1 - SHRINK * np.float32(i) for i in range(CANDIDATES)]
+    shrunk = [1 - SHRINK * np.float32(i) for i in range(-LARGER, SMALLER + 1)]
     for start in (np.abs(outermost) / grid.high, outermost / grid.low):
         for factor in shrunk:
             yield _as_stored(start * factor), np.zeros_like(start)
