@@ -168,7 +168,7 @@ def _as_stored(scale: Array) -> Array:
 def best_steps(part: Array, importance: Array, grid: Grid) -> Steps:
     """Per column of part [n, out] the bfloat16 scale and the zero point of the least weighted squares.
 
-    Tried are absmax / high, the outermost / low (of either sign), somewhat larger ones and smaller ones, for
+    Tried are absmax / high, the outermost / low (of either sign), somewhat larger and smaller ones, for
     clipping the outermost often serves the many better; with zero points also the range over all codes.
     """
     columns = part.shape[1]
