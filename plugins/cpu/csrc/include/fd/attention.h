@@ -15,11 +15,11 @@
 namespace fd {
 namespace attn {
 
-constexpr int kSplit = 256;    // keys of a partial result
-constexpr int kChunk = 64;     // keys widened to float at a time
-constexpr int kAhead = 48;     // rows fetched into the cache before they are read
-constexpr int kUnitRows = 64;  // query rows that share one pass over the keys
-constexpr int kWidenRows = 8;  // from this many rows on, widening a chunk once pays
+constexpr int kSplit = 256;     // keys of a partial result
+constexpr int kChunk = 64;      // keys widened to float at a time
+constexpr int kAhead = 48;      // rows fetched into the cache before they are read
+constexpr int kUnitRows = 128;  // query rows that share one pass over the keys
+constexpr int kWidenRows = 8;   // from this many rows on, widening a chunk once pays
 
 // Adjacent queries of one sequence under one key head: rows = queries * group, query-major.
 struct Unit {
@@ -94,10 +94,11 @@ __attribute__((noinline)) inline void softmax_row(float* s, Range range, float s
   const int first = range.begin & ~(kLanes - 1);
   for (int j = first; j < range.end; j += kLanes) {
     vf x = load16(s + j);
+    const bool part = j < range.begin || j + kLanes > range.end;
     if (soft_cap > 0) x = vtanh(x / soft_cap) * soft_cap;
-    if (j < range.begin || j + kLanes > range.end) x = hide(x, j, range);
+    if (part) x = hide(x, j, range);
+    if (part || soft_cap > 0) store16(s + j, x);
     top = vmax(top, x);
-    store16(s + j, x);
   }
   *max = max16(top);
   vf total{};

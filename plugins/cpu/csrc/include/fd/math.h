@@ -16,9 +16,9 @@ inline vf float_of(vu u) { return reinterpret_cast<vf>(u); }
 
 // x where it lies in [lo, hi], else the nearer end; NaN stays NaN.
 inline vf clamp(vf x, float lo, float hi) {
-#if defined(__AVX512F__)
-  x = x < splat(lo) ? splat(lo) : x;
-  return x > splat(hi) ? splat(hi) : x;
+#if defined(__AVX512F__)  // of two operands the second is taken where either is NaN
+  const __m512 low = _mm512_max_ps(_mm512_set1_ps(lo), reinterpret_cast<__m512>(x));
+  return reinterpret_cast<vf>(_mm512_min_ps(_mm512_set1_ps(hi), low));
 #else  // GCC takes the selection above apart lane by lane where a vector is several registers
   for (int i = 0; i < kLanes; ++i) {
     const float a = x[i] < lo ? lo : x[i];
@@ -40,9 +40,25 @@ inline vf pick_below(vf x, float limit, vf yes, vf no) {
   return float_of((bits_of(yes) & mask) | (bits_of(no) & ~mask));
 }
 
+// y * 2^n for y near 1 and whole n in [-151, 129], rounded once; `shifted` = n + 1.5 * 2^23. In two
+// factors, so the result may overflow or be subnormal.
+template <typename F>
+inline F times_power(F y, F shifted) {
+  const auto k = bits_of(shifted) - 0x4b400000u + 300u;  // n + 300 > 0
+  const auto half = k >> 1;
+  return y * float_of((half - 23u) << 23) * float_of((k - half - 23u) << 23);
+}
+#if defined(__AVX512F__)
+inline vf times_power(vf y, vf shifted) {
+  const vf n = shifted - 12582912.0f;
+  return reinterpret_cast<vf>(
+      _mm512_scalef_ps(reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(n)));
+}
+#endif
+
 // exp(x) = 2^n * exp(r), n = rint(x / ln 2), |r| <= ln 2 / 2. ln 2 is split so that n * kLn2Hi is
-// exact. 2^n is applied in two factors, so the result may overflow or be subnormal. Every product
-// has one use: whether it is fused with its sum cannot depend on the code around it.
+// exact. Every product has one use: whether it is fused with its sum cannot depend on the code
+// around it.
 template <typename F>
 inline F exp_of(F x) {
   constexpr float kLog2e = 1.44269504f, kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
@@ -56,10 +72,7 @@ inline F exp_of(F x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const F y = (p * (r * r) + r) + 1.0f;
-  const auto k = bits_of(shifted) - 0x4b400000u + 300u;  // n + 300 > 0
-  const auto half = k >> 1;
-  return y * float_of((half - 23u) << 23) * float_of((k - half - 23u) << 23);
+  return times_power((p * (r * r) + r) + 1.0f, shifted);
 }
 
 // tanh: an odd polynomial near zero (no cancellation), 1 - 2 / (exp(2|x|) + 1) elsewhere.

@@ -1,5 +1,6 @@
 // Storage types and their conversions to float, alone and sixteen at a time.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #if defined(__F16C__) || defined(__AVX512F__)
@@ -155,10 +156,23 @@ inline float sum16(vf v) {
   for (int i = 0; i < 4; ++i) t[i] = s[i] + s[i + 4];
   return (t[0] + t[2]) + (t[1] + t[3]);
 }
+// No lane is NaN.
 inline float max16(vf v) {
-  float m = v[0];
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+#if defined(__AVX512F__)  // the loop below is a chain of sixteen
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  const Half a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  const Half b = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Half m = a > b ? a : b;
+  const Quarter c = __builtin_shufflevector(m, m, 0, 1, 2, 3);
+  const Quarter d = __builtin_shufflevector(m, m, 4, 5, 6, 7);
+  const Quarter most = c > d ? c : d;
+  return std::max(std::max(most[0], most[1]), std::max(most[2], most[3]));
+#else
+  float most = v[0];
+  for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+#endif
 }
 
 }  // namespace fd
