@@ -78,8 +78,11 @@ class QuantConfig:
 
     def names(self) -> list[str]:
         """Every method it mentions."""
-        said = [self.head, self.experts, self.table, *(name for _, name in self.layers)]
-        return [self.name, *filter(None, said)]
+        return [*self.dense_names(), *filter(None, [self.experts])]
+
+    def dense_names(self) -> list[str]:
+        """Those of layers that are no experts."""
+        return [self.name, *filter(None, [self.head, self.table, *(name for _, name in self.layers)])]
 
 
 def _matches(prefix: str, pattern: str) -> bool:

@@ -72,8 +72,8 @@ class QuantChooser:
         return method if verdict.ok and method.name != UNQUANTIZED else None
 
     def mentioned(self) -> list[QuantMethod]:
-        """Every method that the configuration names."""
-        return [self._method(name) for name in dict.fromkeys(self.config.names())]
+        """Every method that the configuration names for layers other than experts."""
+        return [self._method(name) for name in dict.fromkeys(self.config.dense_names())]
 
     def _method(self, name: str) -> QuantMethod:
         if name not in self._made:

@@ -222,6 +222,15 @@ def test_calibration_runs_experts_and_rounds_them_to_the_nearest(
         assert same == (not dense), name
 
 
+def test_no_text_is_wanted_for_experts_alone(folder: Path, tmp_path: Path) -> None:
+    """They are rounded to the nearest whatever the model writes, which takes minutes."""
+    from fd_core.quantization.config import QuantConfig
+    from fd_core.quantization.convert import Job, rounds_by_effect
+
+    assert rounds_by_effect(Job(folder, tmp_path, QuantConfig("wint4")))
+    assert not rounds_by_effect(Job(folder, tmp_path, QuantConfig("wint8", experts="wint4")))
+
+
 def test_a_device_without_expert_kernels_says_so(folder: Path, parts: Parts, tmp_path: Path) -> None:
     class DenseOnly(parts.quant_methods["wint8"]):  # type: ignore[name-defined,misc]
         def experts(self) -> None:
