@@ -165,21 +165,14 @@ __device__ __forceinline__ int64_t sample_few(const Entries<Value>& entries, con
   return s.best_id >= 0 ? s.best_id : best_id(entries.row, s);
 }
 
+// The draw among more entries, or among those that do not fit. Out of line, so that the usual draws
+// keep their values in registers.
 template <typename Value>
-__device__ int64_t sample_row(const MassRow<Value>& row, const Truncation& t, float mass,
-                              uint64_t bits, SelectShared& s) {
-  if (!(row.best > 0.f) || t.top_p <= 0.f) return best_id(row, s);
-  float cut = t.min_p > 0.f ? row.best * fminf(t.min_p, 1.f) : 0.f, floor = cut;
-  const bool top_k = t.top_k > 0 && t.top_k < row.rows.width;
-  if (top_k)
-    floor = fmaxf(cut, reached_by(row, t.top_k, s));
-  else if (t.top_p < 1.f && cut == 0.f)
-    floor = tail_floor(mass, t.top_p, row.rows.width);
-  Entries<Value> entries(row, s, floor, floor > 0.f || row.rows.width <= kCandidates);
+__device__ __noinline__ int64_t sample_many(Entries<Value> entries, const Truncation t, bool top_k,
+                                            float cut, uint64_t bits) {
   if (!entries.held && !top_k && t.top_p < 1.f)
     hold_heaviest(entries, static_cast<double>(t.top_p) * kMassOne);
-  if (entries.held && row.team.rank != 0) return 0;  // the first block does it alone
-  if (entries.held && s.used <= kFewCandidates) return sample_few(entries, t, top_k, bits, s);
+  if (entries.held && entries.row.team.rank != 0) return 0;
   double base = kMassOne;
   if (top_k) {
     const uint32_t wanted = static_cast<uint32_t>(t.top_k);
@@ -194,6 +187,23 @@ __device__ int64_t sample_row(const MassRow<Value>& row, const Truncation& t, fl
     cut = fmaxf(cut, top.cut);
   }
   return draw(entries, cut, bits);
+}
+
+template <typename Value>
+__device__ int64_t sample_row(const MassRow<Value>& row, const Truncation& t, float mass,
+                              uint64_t bits, SelectShared& s) {
+  if (!(row.best > 0.f) || t.top_p <= 0.f) return best_id(row, s);
+  const float cut = t.min_p > 0.f ? row.best * fminf(t.min_p, 1.f) : 0.f;
+  const bool top_k = t.top_k > 0 && t.top_k < row.rows.width;
+  float floor = cut;
+  if (top_k)
+    floor = fmaxf(cut, reached_by(row, t.top_k, s));
+  else if (t.top_p < 1.f && cut == 0.f)
+    floor = tail_floor(mass, t.top_p, row.rows.width);
+  const Entries<Value> entries(row, s, floor, floor > 0.f || row.rows.width <= kCandidates);
+  if (entries.held && row.team.rank != 0) return 0;  // the first block does it alone
+  if (entries.held && s.used <= kFewCandidates) return sample_few(entries, t, top_k, bits, s);
+  return sample_many(entries, t, top_k, cut, bits);
 }
 
 // What rows draw with; a null pointer: the filter is off, or the row's number is its stream of
