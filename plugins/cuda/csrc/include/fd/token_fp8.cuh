@@ -13,7 +13,8 @@ struct TokenFp8 {
 
 constexpr int kTokenHeld = 4;  // vectors of a row that a thread reads once
 
-// N elements at a time. Blocks of a row (gridDim.y) each find its scale and share its codes.
+// N elements at a time. The blocks of a row (gridDim.y: 1 or kTokenHeld) each find its scale and
+// share its codes.
 template <typename T, int N>
 __global__ void __launch_bounds__(1024)
     token_fp8_rows(const T* x, e4m3* to, float* scales, TokenFp8 all) {
@@ -48,11 +49,12 @@ __global__ void __launch_bounds__(1024)
 #pragma unroll
   for (int i = 0; i < kTokenHeld; ++i) {
     const int64_t at = int64_t{threadIdx.x} * N + i * stride;
-    if (i % parts != part || at >= all.depth) continue;
-    float y[N];
+    if (at < all.depth && (parts == 1 || i == part)) {
+      float y[N];
 #pragma unroll
-    for (int j = 0; j < N; ++j) y[j] = scaled(to_float(held[i][j]));
-    *reinterpret_cast<Vec<e4m3, N>*>(to + at) = e4m3_codes<N>(y);
+      for (int j = 0; j < N; ++j) y[j] = scaled(to_float(held[i][j]));
+      *reinterpret_cast<Vec<e4m3, N>*>(to + at) = e4m3_codes<N>(y);
+    }
   }
   encode<T, N>(x + rest, all.depth - rest, to + rest, part * blockDim.x + threadIdx.x,
                parts * blockDim.x, scaled);
