@@ -32,6 +32,14 @@ inline DotSum dot_start(int32_t sum) {
 inline vf dot_float(DotSum sum) {
   return reinterpret_cast<vf>(sum) - as_float(static_cast<uint32_t>(kDotBase));
 }
+// The float of a sum times a bfloat16 scale below 2^103, rounded once: the product of the scale and
+// the base is exact.
+inline vf dot_float(DotSum sum, vf scale) {
+  const vf base = scale * as_float(static_cast<uint32_t>(kDotBase));
+  return reinterpret_cast<vf>(_mm512_fmsub_ps(reinterpret_cast<__m512>(sum),
+                                              reinterpret_cast<__m512>(scale),
+                                              reinterpret_cast<__m512>(base)));
+}
 inline DotQuad dot_quad(const Code* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof(four));
@@ -51,7 +59,7 @@ inline DotSum dot_start(int32_t sum, const int32_t* by) {
 // to[column] += sum (* w_scale[column]) * x_scale
 template <bool Scaled>
 inline void dot_add(float* to, DotSum sum, float x_scale, const float* w_scale) {
-  const vf wide = Scaled ? dot_float(sum) * load16(w_scale) : dot_float(sum);
+  const vf wide = Scaled ? dot_float(sum, load16(w_scale)) : dot_float(sum);
   store16(to, load16(to) + wide * x_scale);
 }
 

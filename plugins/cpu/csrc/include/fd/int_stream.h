@@ -170,9 +170,9 @@ inline __attribute__((always_inline)) void tall_group(const IntJob& job, int64_t
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int u = 0; u < kDotUnits; ++u) {
-      const vf wide = dot_float(acc[r][u]);
-      sum[r][u] += (W::kHeader > 0 ? wide * load16(scales + u * kDotColumns) : wide) *
-                   job.x.scales[first + r * groups];
+      const vf scale = load16(scales + u * kDotColumns);
+      const vf wide = W::kHeader > 0 ? dot_float(acc[r][u], scale) : dot_float(acc[r][u]);
+      sum[r][u] += wide * job.x.scales[first + r * groups];
     }
 }
 
