@@ -7,6 +7,7 @@
 #include "fd/tensor_tiles.cuh"
 
 #ifndef __CUDACC_RTC__
+#include "fd/norm.h"
 #include "fd/packed_linear.h"
 #include "fd/scaled_product.h"
 
@@ -22,9 +23,23 @@ inline void check_int8_rows(const char* op, Tensor codes, Tensor scales) {
 
 template <typename T>
 void int8_rows_launch(const Launch& on, Tensor from, int8_t* codes, float* scales) {
-  run_overlapped(on, int8_rows<T>, dim3(static_cast<unsigned>(from.size(0))), dim3(256), 0,
-                 static_cast<const T*>(from.data<T>()), from.stride(0), from.size(1), codes,
-                 scales);
+  const int64_t step = from.stride(0), depth = from.size(1);
+  const T* data = from.data<T>();
+  const RowShape shape = row_shape<T>(depth, {step}, {data, codes});
+  const auto start = [&](auto kernel) {
+    run_overlapped(on, kernel, dim3(static_cast<unsigned>(from.size(0))), dim3(shape.threads), 0,
+                   data, step, depth, codes, scales);
+  };
+  switch (shape.vectors) {
+    case 1:
+      return start(int8_rows<T, 1>);
+    case 2:
+      return start(int8_rows<T, 2>);
+    case 4:
+      return start(int8_rows<T, 4>);
+    default:
+      return start(int8_rows_any<T>);
+  }
 }
 
 void linear_int8_dynamic(Tensor x, Tensor codes, Tensor scales, OptTensor bias, Tensor out) {
