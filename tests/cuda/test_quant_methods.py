@@ -60,7 +60,7 @@ def test_widths() -> None:
 
 @pytest.mark.parametrize("group", [32, 0, True, "64"])
 def test_group_sizes(group: Any) -> None:
-    with pytest.raises(QuantError, match=r"want group_size 64 \| 128, have"):
+    with pytest.raises(QuantError, match=r"want group_size 64 \| 128 \| -1, have"):
         Int4Linear(device(90), None, None, {"group_size": group})
 
 
@@ -80,6 +80,8 @@ def test_layouts_hold_whole_tiles() -> None:
     assert int4_spec(17, 129, 128).shape == (2, 2, 1024)
     assert int4_spec(16, 64, 64).shape == (1, 1, 512)
     assert int4_scale_spec(17, 129, 128).shape == (2, 2, 16)
+    assert int4_spec(17, 129, -1).shape == (2, 2, 1024)
+    assert int4_scale_spec(17, 129, -1).shape == (17,)
 
 
 def test_library_is_found_in_packages_the_newest_first(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ void linear_int8(Tensor x, Tensor codes, Tensor scales, OptTensor bias, Tensor o
   check_tensor_cores(on);
   const auto go = [&](auto tag) {
     using T = decltype(tag);
-    const Int8Weights<T> weights{codes.data<uint4>(), scales.data<float>(),
-                                 static_cast<int>(codes.size(1)), out.size(1)};
+    const Int8Weights<T> weights{{codes.data<uint4>(), static_cast<int>(codes.size(1))},
+                                 {scales.data<float>(), out.size(1)}};
     packed_linear<Int8Weights<T>, T>(on, weights, x, bias, out, sink);
   };
   is<bf16>(x) ? go(bf16{}) : go(f16{});

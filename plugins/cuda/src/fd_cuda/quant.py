@@ -1,9 +1,9 @@
 """Weights as they are, and integer ones made on the device from a checkpoint's floats while it loads.
 
-`wint8`: one scale per output; `wint4`: one per group of inputs and output (option `group_size`: 64 or 128);
-activations stay 16-bit floats. `w8a8`: as `wint8`, and each token's activations become int8 with a scale
-of their own; products are summed exactly. Layouts: csrc/include/fd/packed_weights.cuh. Embedding tables
-that are looked up, routers and experts stay as they are.
+`wint8`: one scale per output; `wint4`: one per group of inputs and output (option `group_size`: 64 or 128),
+or per output (-1); activations stay 16-bit floats. `w8a8`: as `wint8`, and each token's activations become
+int8 with a scale of their own; products are summed exactly. Layouts: csrc/include/fd/packed_weights.cuh.
+Embedding tables that are looked up, routers and experts stay as they are.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from fd_core.quantization.config import QuantError
 from fd_core.quantization.unquantized import Unquantized
 from fd_cuda import library
 
-#: Rows of a weight that are packed together, and steps of k of an int8 window (packed_weights.cuh).
-TILE, INT8_WINDOW = 16, 64
-GROUPS = (64, 128)
+#: Rows of a weight that are packed together, and steps of k of a window (packed_weights.cuh): of int8
+#: codes, of int4 codes with one scale per output. Of those in groups, a window is a group.
+TILE, INT8_WINDOW, INT4_ROW_WINDOW = 16, 64, 128
+#: All inputs of an output as one group.
+WHOLE = -1
+GROUPS = (64, 128, WHOLE)
 DEFAULT_GROUP = 64
 #: The first architecture whose tensor cores multiply what these methods make.
 FIRST = 80
@@ -38,10 +41,13 @@ def int8_spec(columns: int, depth: int) -> TensorSpec:
 
 def int4_spec(columns: int, depth: int, group: int) -> TensorSpec:
     """The codes of a weight [columns, depth], two in a byte."""
-    return TensorSpec((-(-columns // TILE), -(-depth // group), TILE * group // 2), dt.uint8)
+    window = INT4_ROW_WINDOW if group == WHOLE else group
+    return TensorSpec((-(-columns // TILE), -(-depth // window), TILE * window // 2), dt.uint8)
 
 
 def int4_scale_spec(columns: int, depth: int, group: int) -> TensorSpec:
+    if group == WHOLE:
+        return TensorSpec((columns,), dt.float32)
     return TensorSpec((-(-columns // TILE), -(-depth // group), TILE), dt.bfloat16)
 
 

@@ -2,9 +2,11 @@
 // strips of 16-bit weights.
 #pragma once
 #include "fd/linear.h"
+#include "fd/packed_groups.cuh"
 #include "fd/packed_linear.cuh"
 #include "fd/packed_tiles.cuh"
 #include "fd/strips.h"
+#include "fd/team.h"
 
 namespace fd {
 
@@ -27,14 +29,58 @@ void packed_strips(const Launch& on, const Weights& weights, Tensor x, OptTensor
   });
 }
 
+// What the start and end of a block and its team cost, in windows (measured on an H100).
+constexpr int kPackedEnds = 12;
+
+// Blocks that share K: what keeps the multiprocessors evenly busy. `resident`: blocks on each;
+// `slice`: windows of an eighth.
+inline int packed_team(const Launch& on, const dim3& tiles, int64_t slice, int resident) {
+  if (on.sm() < 90) return 1;
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (const int size : {1, kSkinnyWarps}) {
+    const int64_t blocks = int64_t{tiles.x} * tiles.y * size, room = on.processors() * resident;
+    const int64_t rounds = (blocks + room - 1) / room;
+    const int64_t time = rounds * (kSkinnyWarps / size * slice + kPackedEnds);
+    if (time < least) best = size, least = time;
+  }
+  return best;
+}
+
+// A launch of `Kernel`, whose blocks have 128 rows of W and `rows` of x.
+template <typename Weights, auto Kernel, typename... Args>
+void packed_launch(const Launch& on, const Weights& weights, Tensor x, int rows, int resident,
+                   int shared, Args... args) {
+  const int64_t slice = skinny_slice(x.size(1), Weights::kWindow) / Weights::kWindow;
+  const dim3 tiles(blocks_of(x.size(0), rows),
+                   blocks_of(weights.columns, kPackedTiles * kSkinnyTile));
+  const int team = packed_team(on, tiles, slice, resident);
+  allow_shared_once<Kernel>(on, static_cast<size_t>(shared));
+  run_team(on, Kernel, team, dim3(tiles.x * team, tiles.y), dim3(256), static_cast<size_t>(shared),
+           weights, args...);
+}
+
 template <typename Weights, typename T, int WM>
 void packed_tiles(const Launch& on, const Weights& weights, Tensor x, const LinearSink& sink) {
-  constexpr int kStages = 3, kShared = kStages * kPackedStage<Weights, WM> * 16;
-  const dim3 grid(blocks_of(x.size(0), kPackedRowsOfWarp * WM),
-                  blocks_of(weights.columns, kPackedTiles * kSkinnyTile));
-  allow_shared_once<linear_packed_tiles<Weights, T, WM, kStages>>(on, kShared);
-  run_overlapped(on, linear_packed_tiles<Weights, T, WM, kStages>, grid, dim3(256), kShared,
-                 weights, skinny_input<T>(x, true), sink);
+  constexpr int kStages = 4, kShared = kStages * kPackedStage<Weights, WM> * 16 +
+                                       PackedParts<WM * 16>::kSlot * int{sizeof(float)};
+  packed_launch<Weights, linear_packed_tiles<Weights, T, WM, kStages>>(
+      on, weights, x, kPackedRowsOfWarp * WM, WM == 1 ? 2 : 1, kShared, skinny_input<T>(x, true),
+      sink);
+}
+
+template <typename Weights, typename T>
+void packed_groups(const Launch& on, const Weights& weights, Tensor x, const LinearSink& sink) {
+  constexpr int kStages = Weights::kWindow == 128 ? 3 : 4;
+  const int across =
+      static_cast<int>(blocks_of(x.size(1), Weights::kWindow)) * Weights::kWindow / 64;
+  const int64_t tiles = int64_t{blocks_of(x.size(0), kGroupRows)} * across;
+  void* image = workspace(on, Scratch::kLinearInput, static_cast<size_t>(tiles * kGroupTile * 16));
+  run_overlapped(on, linear_packed_image<T>, dim3(blocks_of(tiles * kGroupTile, 256)), dim3(256), 0,
+                 skinny_input<T>(x, true), across, static_cast<uint32_t*>(image));
+  packed_launch<Weights, linear_packed_groups<Weights, T, kStages>>(
+      on, weights, x, kGroupRows, 2, group_shared<Weights>(kStages),
+      static_cast<const uint4*>(image), static_cast<int>(x.size(0)), x.size(1), sink);
 }
 
 // x [M, K] of 16-bit elements, out [M, N]; `weights` made for x's type.
@@ -47,6 +93,7 @@ void packed_linear(const Launch& on, const Weights& weights, Tensor x, OptTensor
   if (rows > kTiledRows && !batch_invariant())
     return packed_strips<Weights, T>(on, weights, x, bias, out);
   if (rows <= kPackedRowsOfWarp) return packed_tiles<Weights, T, 1>(on, weights, x, sink);
+  if (on.sm() == 90) return packed_groups<Weights, T>(on, weights, x, sink);
   packed_tiles<Weights, T, 2>(on, weights, x, sink);
 }
 

@@ -1,28 +1,31 @@
 // y = x W^T over packed weights for some tens of rows (sm_80 and newer): tensor_tiles.cuh's scheme,
 // with weights unpacked between shared memory and tensor cores.
 //
-// A block has 128 rows of W, in eight tiles, and 32 * WM of x; its eight warps stand WM along x.
-// Sums are added up in the order of skinny.cuh: a row's bits are the same from either.
+// A block has 128 rows of W and 32 * WM of x; its eight warps stand WM along x.
 #pragma once
-#include "fd/packed_weights.cuh"
+#include "fd/packed_team.cuh"
 
 namespace fd {
 
-constexpr int kPackedTiles = 8, kPackedRowsOfWarp = 32;
+constexpr int kPackedRowsOfWarp = 32;
 
 // x of a block in a window: [kWindow / 32, rows, 4] units.
 template <typename Weights, int WM>
 constexpr int kPackedStage =
     kPackedTiles * kSkinnyStage<Weights> + Weights::kWindow / 8 * kPackedRowsOfWarp * WM;
 
-template <typename Weights, int WM, typename T>
-__device__ __forceinline__ void packed_fetch(uint4* stage, const Weights& weights,
-                                             const SkinnyInput<T>& input, int tile, int m0,
-                                             int window) {
-  constexpr int kRows = kPackedRowsOfWarp * WM, kUnits = Weights::kWindow / 8 * kRows;
+template <typename Weights>
+__device__ __forceinline__ void packed_fetch_w(uint4* stage, const Weights& weights, int tile,
+                                               int window) {
   const int warp = threadIdx.x / 32;
   if (tile + warp < (weights.columns + kSkinnyTile - 1) / kSkinnyTile)
     weights.fetch(stage + warp * kSkinnyStage<Weights>, tile + warp, window, threadIdx.x % 32);
+}
+
+template <typename Weights, int WM, typename T>
+__device__ __forceinline__ void packed_fetch_x(uint4* stage, const SkinnyInput<T>& input, int m0,
+                                               int window) {
+  constexpr int kRows = kPackedRowsOfWarp * WM, kUnits = Weights::kWindow / 8 * kRows;
   uint4* xs = stage + kPackedTiles * kSkinnyStage<Weights>;
 #pragma unroll
   for (int i = threadIdx.x; i < kUnits; i += 256) {
@@ -81,60 +84,53 @@ __device__ __forceinline__ void packed_window(PackedSums<WM>& sum, const Weights
   }
 }
 
-template <int WM>
-__device__ __forceinline__ void packed_add(PackedSums<WM>& total, PackedSums<WM>& sum) {
-#pragma unroll
-  for (int e = 0; e < WM * 16; ++e) {
-    total[e / 16][e / 4 % 4][e % 4] += sum[e / 16][e / 4 % 4][e % 4];
-    sum[e / 16][e / 4 % 4][e % 4] = 0.f;
-  }
-}
-
-template <typename Weights, int WM>
-__device__ __forceinline__ void packed_store(const PackedSums<WM>& total, const Weights& weights,
-                                             int64_t n0, int64_t m0, int64_t rows,
-                                             const LinearSink& sink) {
-#pragma unroll
-  for (int e = 0; e < WM * 16; ++e) {
-    const int64_t n = n0 + e / 16 * kSkinnyTile + e % 4 / 2 * 8, m = m0 + e / 4 % 4 * 8 + e % 2;
-    if (n < weights.columns && m < rows)
-      sink.put(m, n, weights.finish(total[e / 16][e / 4 % 4][e % 4], n));
-  }
-}
-
 template <typename Weights, typename T, int WM, int S>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, WM == 1 ? 2 : 1)
     linear_packed_tiles(Weights weights, SkinnyInput<T> input, LinearSink sink) {
 #if FD_SM80
   constexpr int kStage = kPackedStage<Weights, WM>;
   extern __shared__ uint4 packed_memory[];
+  const Team team = Team::here();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wn = warp / WM * WM, wm = warp % WM * kPackedRowsOfWarp;  // first tile; first row of x
-  const int tile = blockIdx.y * kPackedTiles, m0 = blockIdx.x * kPackedRowsOfWarp * WM;
-  const int windows = static_cast<int>(weights.windows);
-  const int slice =
-      static_cast<int>(skinny_slice(input.depth, Weights::kWindow) / Weights::kWindow);
-  wait_for_inputs();
-  const auto fetch = [&](int window) {
-    if (window < windows)
-      packed_fetch<Weights, WM>(packed_memory + window % S * kStage, weights, input, tile, m0,
-                                window);
+  const int tile = blockIdx.y * kPackedTiles;
+  const int m0 = static_cast<int>(blockIdx.x) / team.size * kPackedRowsOfWarp * WM;
+  const PackedShare share(team, input.depth, Weights::kWindow);
+  const PackedParts<WM * 16> parts{reinterpret_cast<float*>(packed_memory + S * kStage)};
+  const auto fetch_w = [&](int window, uint4* stage) {
+    if (window < share.end) packed_fetch_w(stage, weights, tile, window);
+  };
+  const auto fetch_x = [&](int window, uint4* stage) {
+    if (window < share.end) packed_fetch_x<Weights, WM>(stage, input, m0, window);
     copy_async_commit();
   };
 #pragma unroll
-  for (int i = 0; i < S - 1; ++i) fetch(i);
-  PackedSums<WM> total = {}, sum = {};
-  for (int i = 0; i < windows; ++i) {
+  for (int i = 0; i < S - 1; ++i) fetch_w(share.begin + i, packed_memory + i * kStage);
+  let_next_start();
+  wait_for_inputs();
+#pragma unroll
+  for (int i = 0; i < S - 1; ++i) fetch_x(share.begin + i, packed_memory + i * kStage);
+  PackedSums<WM> sum = {};
+  int at = 0, next = S - 1, left = share.slice, slot = 0;
+  for (int i = share.begin; i < share.end; ++i) {
     copy_async_wait<S - 2>();
     __syncthreads();
-    fetch(i + S - 1);
-    const uint4* stage = packed_memory + i % S * kStage;
+    fetch_w(i + S - 1, packed_memory + next * kStage);
+    fetch_x(i + S - 1, packed_memory + next * kStage);
+    const uint4* stage = packed_memory + at * kStage;
     const uint4* x = stage + kPackedTiles * kSkinnyStage<Weights> + wm * 4;
     packed_window<Weights, WM, T>(sum, weights, stage + wn * kSkinnyStage<Weights>, x, lane);
-    if ((i + 1) % slice == 0 || i + 1 == windows) packed_add<WM>(total, sum);
+    if (--left == 0 || i + 1 == share.end)
+      parts.keep(team.size == 1, slot++,
+                 [&](int e) -> float& { return sum[e / 16][e / 4 % 4][e % 4]; }),
+          left = share.slice;
+    at = at + 1 == S ? 0 : at + 1, next = next + 1 == S ? 0 : next + 1;
   }
-  packed_store<Weights, WM>(total, weights, int64_t{tile + wn} * kSkinnyTile + lane / 4,
-                            m0 + wm + lane % 4 * 2, input.rows, sink);
+  parts.finish(team, share, [&](int e, float total) {
+    const int64_t n = int64_t{tile + wn + e / 16} * kSkinnyTile + lane / 4 + e % 4 / 2 * 8;
+    const int m = m0 + wm + e / 4 % 4 * 8 + lane % 4 * 2 + e % 2;
+    if (n < weights.columns && m < input.rows) sink.put(m, n, weights.finish(total, n));
+  });
 #endif
 }
 

@@ -13,7 +13,8 @@
 
 namespace fd {
 
-constexpr int kInt8Window = 64;  // steps of k that a warp takes at once; int4: a group
+// Steps of k that a warp takes at once; of int4 codes in groups: a group.
+constexpr int kInt8Window = 64, kInt4RowWindow = 128;
 
 // Positions in a tile: for a quad of k (j = 0 .. 3) the first of its words.
 __host__ __device__ constexpr int int8_word(int k, int lane_row) {
@@ -79,29 +80,12 @@ __device__ __forceinline__ uint32_t int4_pair<f16>(uint32_t x) {
                         0x64086408u);  // 1024 + code, less 1032
 }
 
-// codes [ceil(columns / 16), ceil(depth / 64), 1024 bytes], scales [columns].
-template <typename T>
-struct Int8Weights {
-  static constexpr int kWindow = kInt8Window, kUnits = 2, kExtra = 0;
-  static constexpr int kDeep = 8, kFlat = 4, kBlocks = 2;
-  const uint4* codes;
+// Scales [columns], one for each row of W: sums are scaled once, at their end.
+struct ScaleByRow {
+  static constexpr int kExtra = 0;
   const float* scales;
-  int windows;  // of a tile; units are counted in 32 bits
   int64_t columns;
 
-  __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
-    const uint4* from =
-        codes + static_cast<uint32_t>((tile * windows + window) * (32 * kUnits) + lane);
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
-  }
-  __device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4* slot, int s,
-                                           int lane) const {
-    const uint4 unit = slot[s * 32 + lane];
-    const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int8_pair<T>(words[i / 2] >> (i % 2 * 8));
-  }
   __device__ __forceinline__ float finish(float sum, int64_t n) const {
     return __fmul_rn(sum, scales[n]);  // not joined with the bias: the bits are every kernel's
   }
@@ -112,35 +96,84 @@ struct Int8Weights {
   }
 };
 
-// codes [ceil(columns / 16), ceil(depth / Group), 8 * Group bytes] and scales [same, same, 8, 2]:
-// those of rows g and g + 8 together.
-template <typename T, int Group>
-struct Int4Weights {
-  static constexpr int kWindow = Group, kUnits = Group / 64, kExtra = 8;
-  static constexpr int kDeep = 512 / Group, kFlat = 256 / Group, kBlocks = 2;
+// codes [ceil(columns / 16), ceil(depth / Window), 16 * Window codes]; `windows`: of a tile. Units
+// are counted in 32 bits.
+template <int Units>
+struct PackedCodes {
+  static constexpr int kUnits = Units;
   const uint4* codes;
+  int windows;
+
+  __device__ __forceinline__ void fetch_codes(uint4* slot, int tile, int window, int lane) const {
+    const uint4* from =
+        codes + static_cast<uint32_t>((tile * windows + window) * (32 * kUnits) + lane);
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
+  }
+};
+
+template <typename T>
+struct Int8Weights : PackedCodes<2>, ScaleByRow {
+  static constexpr int kWindow = kInt8Window, kDeep = 8, kFlat = 4, kBlocks = 2;
+
+  __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
+    fetch_codes(slot, tile, window, lane);
+  }
+  __device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4* slot, int s,
+                                           int lane) const {
+    const uint4 unit = slot[s * 32 + lane];
+    const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int8_pair<T>(words[i / 2] >> (i % 2 * 8));
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ void int4_operands(uint32_t (&a)[2][4], const uint4* slot, int s,
+                                              int lane) {
+  const uint4 unit = slot[s / 2 * 32 + lane];
+  const uint32_t words[2] = {s % 2 ? unit.z : unit.x, s % 2 ? unit.w : unit.y};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int4_pair<T>(words[i / 4] >> (i % 4 * 4));
+}
+
+// Int4 codes under one scale for each row.
+template <typename T>
+struct Int4RowWeights : PackedCodes<kInt4RowWindow / 64>, ScaleByRow {
+  static constexpr int kWindow = kInt4RowWindow, kDeep = 4, kFlat = 2, kBlocks = 2;
+
+  __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
+    fetch_codes(slot, tile, window, lane);
+  }
+  __device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4* slot, int s,
+                                           int lane) const {
+    int4_operands<T>(a, slot, s, lane);
+  }
+};
+
+// Int4 codes under a scale for each row and group: scales [ceil(columns / 16), ceil(depth / Group),
+// 8, 2], those of rows g and g + 8 together.
+template <typename T, int Group>
+struct Int4Weights : PackedCodes<Group / 64> {
+  static constexpr int kWindow = Group, kExtra = 2;
+  static constexpr int kDeep = 512 / Group, kFlat = 256 / Group, kBlocks = 2;
+  using Codes = PackedCodes<Group / 64>;
   const uint32_t* scales;  // two bfloat16 each
-  int windows;             // of a tile; units are counted in 32 bits
   int64_t columns;
 
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
-    const uint32_t at = tile * windows + window;
-    const uint4* from = codes + (at * (32 * kUnits) + lane);
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
-    copy_async4(reinterpret_cast<uint32_t*>(slot + 32 * kUnits) + lane,
-                scales + (at * 8 + lane / 4));
+    this->fetch_codes(slot, tile, window, lane);
+    auto* to = reinterpret_cast<uint32_t*>(slot + 32 * Codes::kUnits);
+    const uint32_t at = static_cast<uint32_t>(tile * this->windows + window) * 8;
+    if (lane < 8) copy_async4(to + lane, scales + at + lane);
   }
   __device__ __forceinline__ float2 window_scales(const uint4* slot, int lane) const {
-    const uint32_t both = reinterpret_cast<const uint32_t*>(slot + 32 * kUnits)[lane];
+    const uint32_t both = reinterpret_cast<const uint32_t*>(slot + 32 * Codes::kUnits)[lane / 4];
     return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
   }
   __device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4* slot, int s,
                                            int lane) const {
-    const uint4 unit = slot[s / 2 * 32 + lane];
-    const uint32_t words[2] = {s % 2 ? unit.z : unit.x, s % 2 ? unit.w : unit.y};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = int4_pair<T>(words[i / 4] >> (i % 4 * 4));
+    int4_operands<T>(a, slot, s, lane);
   }
   __device__ __forceinline__ float finish(float sum, int64_t) const { return sum; }
   __device__ __forceinline__ float2 row_scales(const uint4* slot, int64_t, int lane) const {

@@ -105,24 +105,31 @@ __host__ __device__ constexpr int64_t skinny_shared(int stages, int64_t depth, i
 }
 
 // One warp's part of x, [windows * kWindow / 32, each, 4] units: lane 4 * g + t reads unit t of row
-// g.
+// g. Its lanes copy unit t of every eighth pair of a row and 32 steps. No divisions: they would
+// take longer than the copies.
 template <typename Weights, typename T>
 __device__ __forceinline__ void skinny_load_x(uint4* to, const SkinnyInput<T>& input, int m0,
                                               const WindowRange& range, int lane) {
-  constexpr int kAtOnce = 8;
-  const int row_units = 4 * input.each, total = range.count * (Weights::kWindow / 32) * row_units;
-  for (int i0 = lane; i0 < total; i0 += 32 * kAtOnce) {
+  constexpr int kAtOnce = 4;
+  const int subs = range.count * (Weights::kWindow / 32), t = lane % 4;
+  const int k0 = range.first * Weights::kWindow + t * 8, rows = min(input.each, input.rows - m0);
+  const T* from = input.x + m0 * input.step + k0;
+  int m = 0, sub = lane / 4;
+  while (subs > 0 && m < input.each) {
     uint4 held[kAtOnce];
+    uint4* place[kAtOnce];
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      const int i = i0 + 32 * j, sub = i / row_units, m = m0 + i % row_units / 4;
-      const int k = range.first * Weights::kWindow + sub * 32 + i % 4 * 8;
-      const bool inside = i < total && m < input.rows && k < input.depth;
-      held[j] = inside ? *reinterpret_cast<const uint4*>(input.x + m * input.step + k) : uint4{};
+      while (sub >= subs) sub -= subs, ++m;
+      const bool inside = m < rows && k0 + sub * 32 < input.depth;
+      place[j] = m < input.each ? to + (sub * input.each + m) * 4 + t : nullptr;
+      held[j] =
+          inside ? *reinterpret_cast<const uint4*>(from + m * input.step + sub * 32) : uint4{};
+      sub += 8;
     }
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j)
-      if (i0 + 32 * j < total) to[i0 + 32 * j] = held[j];
+      if (place[j] != nullptr) *place[j] = held[j];
   }
   __syncwarp();
 }
@@ -205,14 +212,19 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
     if (++next_window >= range.count) next_window = 0, next_tile += step;
   };
   if (!input.fixed) wait_for_inputs();
-#pragma unroll
-  for (int i = 0; i < S; ++i) fetch(ring + i * kStage);
   let_next_start();
-  wait_for_inputs();
-  skinny_load_x<Weights>(xs, input, m0, range, lane);
+  // One window after another: a burst of all would hold up the small kernel that is waited for,
+  // whose reads queue behind it (measured: 65.8 -> 62.9 us for a Llama-3-8B block in int4, H100).
+#pragma unroll
+  for (int i = 0; i < S; ++i) {
+    copy_async_wait<0>();
+    fetch(ring + i * kStage);
+  }
   uint4* const zeros = skinny_memory + kSkinnyWarps * (S * kStage + x_units) + kSkinnySums / 2;
   if (threadIdx.x == 0) *zeros = uint4{};
   __syncthreads();
+  wait_for_inputs();
+  skinny_load_x<Weights>(xs, input, m0, range, lane);
 
   // Lanes without a row read zeros, always the same.
   const bool has_row = lane / 4 < rows;
