@@ -26,6 +26,8 @@ from fd_core.api.tensor import TensorSpec
 BLOCK = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 HEAD = (128256, 4096)
 SINGLE = [*BLOCK.values(), (14336, 4096), HEAD]
+#: Between decoding one sequence and prefill.
+BATCHES = (9, 16, 17, 32, 64, 96, 128)
 GROUP = 128
 #: The call for (x, weight, out).
 Maker = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Call]
@@ -90,7 +92,7 @@ def _block(kind: str, rows: int) -> tuple[Call, Call]:
 
 
 def cases() -> Iterator[Case]:
-    """Decode batches of every kind, then prefill."""
+    """Decode batches of every kind, larger ones of packed weights, then prefill."""
     for kind, size in BYTES.items():
         count = sum(n * k for n, k in BLOCK.values())
         for rows in (1, 8, 64):
@@ -100,6 +102,11 @@ def cases() -> Iterator[Case]:
             for rows in (1, 8, 64) if kind == "bf16" else (1,):
                 make = partial(_layer, kind, rows, n, k)
                 yield Case(kind, f"M={rows} {n}x{k}", int(size * n * k), make)
+    for kind in ("wint8", "wint4"):
+        for n, k in ((4096, 4096), (14336, 4096), (4096, 14336)):
+            for rows in BATCHES:
+                make = partial(_layer, kind, rows, n, k)
+                yield Case(kind, f"M={rows} {n}x{k}", int(BYTES[kind] * n * k), make)
     for kind, size in BYTES.items():
         for n, k in ((4096, 4096), (28672, 4096)):
             make = partial(_layer, kind, 2048, n, k)

@@ -83,13 +83,19 @@ def copy_rate(nbytes: int = 64 << 20) -> float:
     return 2 * nbytes / us / 1e6
 
 
+def read_rate(nbytes: int = 256 << 20) -> float:
+    """TB/s of torch's sum over `nbytes` of float32."""
+    sources = [torch.zeros(nbytes // 4, device="cuda") for _ in range(4)]
+    return nbytes / timed([source.sum for source in sources]) / 1e6
+
+
 def main(description: str, cases: Iterable[Case]) -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="part of a case's name")
     args = parser.parse_args()
-    copied = copy_rate()
-    print(f"{torch.cuda.get_device_name()}; torch copies 64 MiB at {copied:.2f} TB/s")
+    copied, read = copy_rate(), read_rate()
+    print(f"{torch.cuda.get_device_name()}; torch copies at {copied:.2f} TB/s, sums up at {read:.2f} TB/s")
     print(f"{'case':52} {'us':>8} {'TB/s':>6} {'of copy':>8} {'torch us':>9} {'ratio':>6}")
     rows = []
     for case in (c for c in cases if args.only in c.name):
@@ -98,7 +104,8 @@ def main(description: str, cases: Iterable[Case]) -> None:
         share = f"{row.tbps / copied:8.0%}"
         print(f"{row.case:52} {row.us:8.2f} {row.tbps:6.2f} {share} {row.torch_us:9.2f} {row.ratio:6.2f}")
     if args.json:
-        args.json.write_text(json.dumps(record(copied, rows), indent=1) + "\n")
+        facts = record(copied, rows) | {"read_tbps": round(read, 3)}
+        args.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def record(copied: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
