@@ -1,9 +1,10 @@
 """English text that quality is measured on, up to 40,000 characters each.
 
 - `heldout`: the start of the embedded model's held-out sample. Calibration variants were picked on it.
-- `fresh`: the next part of that sample, which nothing was picked on, less the document that goes on in
-  the calibration text.
-- `docstrings`: prose of NumPy's docstrings: another source, the same field. The version is NumPy's.
+- `fresh`: the next part of that sample, less the document that goes on in the calibration text. It was
+  looked at when scales and the target of calibration were chosen.
+- `docstrings`: prose of NumPy's docstrings: another source, the same field; nothing was picked on it. The
+  version is NumPy's.
 
 `calibration()` is the sample from 80,000 on: calibration reads it, nothing is scored on it.
 """

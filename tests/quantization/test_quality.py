@@ -1,7 +1,7 @@
 """What each method costs the embedded model: perplexity on text it has not seen, against 16 bit.
 
 Two parts of its held-out sample are scored: PICKED, on which the calibration's variants were chosen, and
-FRESH, on which nothing was, up to the document that goes on in CALIBRATION.
+FRESH, up to the document that goes on in CALIBRATION, which later choices looked at too.
 """
 
 from __future__ import annotations
