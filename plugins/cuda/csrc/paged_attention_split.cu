@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
 
 #ifndef __CUDACC_RTC__
 #include "fd/attention.h"
+#include "fd/workspace.h"
 
 namespace fd {
 
