@@ -10,6 +10,9 @@
 
 namespace fd {
 
+// Up to these rows weights are streamed past eight at a time, up to the second where that keeps
+// more multiprocessors busy than tiles do and eight rows of x leave room (measured on an H100).
+constexpr int64_t kPackedStreamed = 16, kPackedStreamedMost = 32, kPackedStreamedDepth = 8192;
 // Up to these rows codes are unpacked between shared memory and tensor cores, beyond into plain
 // weights.
 constexpr int64_t kTiledRows = 128;
@@ -83,13 +86,21 @@ void packed_groups(const Launch& on, const Weights& weights, Tensor x, const Lin
       static_cast<const uint4*>(image), static_cast<int>(x.size(0)), x.size(1), sink);
 }
 
+inline bool packed_streamed(const Launch& on, int64_t rows, int64_t columns, int64_t depth) {
+  if (rows <= kPackedStreamed) return true;
+  return rows <= kPackedStreamedMost && depth <= kPackedStreamedDepth &&
+         static_cast<int>(blocks_of(columns, kPackedTiles * kSkinnyTile)) < on.processors();
+}
+
 // x [M, K] of 16-bit elements, out [M, N]; `weights` made for x's type.
 template <typename Weights, typename T>
 void packed_linear(const Launch& on, const Weights& weights, Tensor x, OptTensor bias, Tensor out,
                    const LinearSink& sink) {
   const int64_t rows = x.size(0);
   const SkinnyInput<T> input = skinny_input<T>(x, true);
-  if (rows <= 2 * kSkinnyRows && skinny_launch(on, weights, input, sink)) return;
+  if (packed_streamed(on, rows, weights.columns, x.size(1)) &&
+      skinny_launch(on, weights, input, sink))
+    return;
   if (rows > kTiledRows && !batch_invariant())
     return packed_strips<Weights, T>(on, weights, x, bias, out);
   if (rows <= kPackedRowsOfWarp) return packed_tiles<Weights, T, 1>(on, weights, x, sink);

@@ -155,7 +155,7 @@ struct Int4RowWeights : PackedCodes<kInt4RowWindow / 64>, ScaleByRow {
 // 8, 2], those of rows g and g + 8 together.
 template <typename T, int Group>
 struct Int4Weights : PackedCodes<Group / 64> {
-  static constexpr int kWindow = Group, kExtra = 2;
+  static constexpr int kWindow = Group, kExtra = 8;
   static constexpr int kDeep = 512 / Group, kFlat = 256 / Group, kBlocks = 2;
   using Codes = PackedCodes<Group / 64>;
   const uint32_t* scales;  // two bfloat16 each
@@ -163,12 +163,12 @@ struct Int4Weights : PackedCodes<Group / 64> {
 
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
     this->fetch_codes(slot, tile, window, lane);
-    auto* to = reinterpret_cast<uint32_t*>(slot + 32 * Codes::kUnits);
     const uint32_t at = static_cast<uint32_t>(tile * this->windows + window) * 8;
-    if (lane < 8) copy_async4(to + lane, scales + at + lane);
+    copy_async4(reinterpret_cast<uint32_t*>(slot + 32 * Codes::kUnits) + lane,
+                scales + at + lane / 4);
   }
   __device__ __forceinline__ float2 window_scales(const uint4* slot, int lane) const {
-    const uint32_t both = reinterpret_cast<const uint32_t*>(slot + 32 * Codes::kUnits)[lane / 4];
+    const uint32_t both = reinterpret_cast<const uint32_t*>(slot + 32 * Codes::kUnits)[lane];
     return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
   }
   __device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4* slot, int s,
