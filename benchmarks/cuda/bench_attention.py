@@ -6,7 +6,7 @@ Calls are captured in CUDA graphs over rotated inputs (caches together larger th
 cache), so that launch gaps and cached data do not count; medians of replays. Decode: one query a
 sequence over pages of 64 in random order; the rate counts keys and values once. Prefill: causal, the
 rate counts half of the square. Peers: FlashInfer where it is installed (its decode and prefill wrappers
-on the same pages), torch's scaled_dot_product_attention on dense tensors (cuDNN for prefill).
+on the same pages), torch's scaled_dot_product_attention on dense tensors (`torch`: cuDNN for prefill).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -60,7 +59,7 @@ class Cell:
 DECODE = [Cell(b, 1, n) for b, n in ((64, 4096), (8, 32768), (1, 4096), (1, 131072), (256, 1024))]
 DECODE += [Cell(64, 1, 4096, 64, 8), Cell(64, 1, 4096, 32, 32, 64), Cell(16, 4, 8192)]
 PREFILL = [Cell(4, 4096, 4096), Cell(1, 16384, 16384), Cell(4, 1024, 8192), Cell(16, 512, 512)]
-PREFILL += [Cell(4, 4096, 4096, 32, 32, 64)]
+PREFILL += [Cell(1, 2048, 2048), Cell(4, 4096, 4096, 32, 32, 64)]
 
 
 class Step:
@@ -95,18 +94,18 @@ class Step:
         return q, keys.contiguous(), values.contiguous()
 
 
-def torch_call(step: Step) -> Call:
+def torch_call(step: Step, prefill: SDPBackend = SDPBackend.CUDNN_ATTENTION) -> Call:
     q, k, v = step.dense()
     causal = step.cell.queries > 1
     if causal and step.cell.queries != step.cell.context:
         raise ValueError("torch has no bottom-right causal mask in its fast kernels")
-    backends = [SDPBackend.CUDNN_ATTENTION] if causal else [SDPBackend.FLASH_ATTENTION]
+    backends = [prefill if causal else SDPBackend.FLASH_ATTENTION]
     if not causal:  # the query heads of a group as rows: its fastest form
         c = step.cell
         q = q.reshape(c.batch, c.kv_heads, c.heads // c.kv_heads, c.dim)
 
     def call() -> Any:
-        with sdpa_kernel(backends) if backends else nullcontext():
+        with sdpa_kernel(backends):
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=causal)
 
     return call
@@ -147,6 +146,8 @@ def flashinfer_call(step: Step, kind: str) -> Call:
 
 def peers(cell: Cell) -> dict[str, Callable[[Step], Call]]:
     found: dict[str, Callable[[Step], Call]] = {"torch": torch_call}
+    if cell.queries > 1:
+        found["torch-flash"] = lambda step: torch_call(step, SDPBackend.FLASH_ATTENTION)
     kinds = ["decode", "fa2", "fa3"] if cell.queries == 1 else ["fa2", "fa3"]
     return found | {f"flashinfer-{k}": (lambda step, k=k: flashinfer_call(step, k)) for k in kinds}
 

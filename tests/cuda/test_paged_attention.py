@@ -148,6 +148,151 @@ def test_block_ids_outside_the_pool_read_no_memory_of_others(session: Session, q
     assert_close(paged_attention, "out", got[:queries], want[:queries])
 
 
+#: Steps whose tiles hold rows that see different keys: queries, cached keys, options.
+UNEVEN: dict[str, tuple[list[int], list[int], dict[str, Any]]] = {
+    "prefill": ([150], [0], {"dim": 128, "heads": (8, 2), "block_size": 64}),
+    "chunk": ([70, 3], [333, 90], {"dim": 128, "heads": (4, 4)}),
+    "window": ([90], [300], {"dim": 64, "heads": (4, 2), "window": 50}),
+    "few": ([4, 2], [200, 31], {"dim": 128, "heads": (4, 2)}),
+    "wide": ([40], [10], {"dim": 72, "heads": (7, 1), "sinks": True}),
+}
+uneven = pytest.mark.parametrize("step", UNEVEN.values(), ids=UNEVEN)
+every = pytest.mark.parametrize("kernel", KERNELS)
+
+
+def uneven_inputs(step: tuple[list[int], list[int], dict[str, Any]], dtype: Any) -> dict[str, Any]:
+    queries, past, options = step
+    return random_inputs(np.random.default_rng(7), dtype, queries, past, **options)
+
+
+def slot_of(inputs: dict[str, Any], position: int) -> tuple[int, int]:
+    """Where the first sequence's key at `position` lies."""
+    size = inputs["key_cache"].shape[1]
+    return int(inputs["block_table"][0, position // size]), position % size
+
+
+def rows_that_see(inputs: dict[str, Any], position: int) -> Any:
+    """bool [tokens]: the rows of the first sequence that see its key at `position`."""
+    tokens, queries = np.arange(len(inputs["q"])), inputs["cu_seqlens_q"][1]
+    at = inputs["seq_lens"][0] - queries + tokens
+    recent = at - inputs["window"] < position if inputs["window"] else True
+    return (tokens < queries) & (at >= position) & recent
+
+
+@device
+@half
+@every
+@uneven
+@pytest.mark.parametrize("wild", [np.nan, np.inf, -np.inf])
+def test_a_value_spoils_only_rows_that_see_it(
+    session: Session, step: Any, kernel: str, dtype: Any, wild: float
+) -> None:
+    """One element of one key head's value: that element of these rows' heads, nothing else."""
+    inputs, element = uneven_inputs(step, dtype), 5
+    want = run_oracle(paged_attention, inputs)["out"]
+    queries = int(inputs["cu_seqlens_q"][1])
+    group = inputs["q"].shape[1] // inputs["key_cache"].shape[2]
+    for offset in {0, 1, queries // 3, queries // 2, queries - 2, queries - 1}:
+        position = int(inputs["seq_lens"][0]) - queries + offset
+        where = (*slot_of(inputs, position), 0, element)
+        kept = inputs["value_cache"][where].copy()
+        inputs["value_cache"][where] = wild
+        got = run(session, kernel, inputs, *KERNELS[kernel](longest(inputs)))
+        inputs["value_cache"][where] = kept
+        spoilt = np.zeros(got.shape, bool)
+        spoilt[rows_that_see(inputs, position), :group, element] = True
+        assert not np.isfinite(got[spoilt].astype(np.float32)).any()
+        assert spoilt.any()
+        got[spoilt] = want[spoilt]
+        assert_close(paged_attention, "out", got, want)
+
+
+@device
+@half
+@every
+@uneven
+def test_a_token_of_nan_spoils_only_itself_and_later_ones(
+    session: Session, step: Any, kernel: str, dtype: Any
+) -> None:
+    """Its query, key and value, as a model that overflows at this token leaves them."""
+    inputs = uneven_inputs(step, dtype)
+    want = run_oracle(paged_attention, inputs)["out"]
+    token = int(inputs["cu_seqlens_q"][1]) // 2
+    position = int(inputs["seq_lens"][0] - inputs["cu_seqlens_q"][1]) + token
+    inputs["q"][token] = np.nan
+    for cache in (inputs["key_cache"], inputs["value_cache"]):
+        cache[slot_of(inputs, position)] = np.nan
+    got = run(session, kernel, inputs, *KERNELS[kernel](longest(inputs)))
+    spoilt = rows_that_see(inputs, position)
+    assert spoilt[token]
+    assert np.isnan(got[spoilt].astype(np.float32)).all()
+    assert_close(paged_attention, "out", got[~spoilt], want[~spoilt])
+
+
+@device
+@half
+@every
+@uneven
+def test_a_query_or_key_of_nan_spoils_only_rows_that_use_it(
+    session: Session, step: Any, kernel: str, dtype: Any
+) -> None:
+    inputs = uneven_inputs(step, dtype)
+    want = run_oracle(paged_attention, inputs)["out"]
+    inputs["q"][1, 0, 3] = np.nan
+    position = int(inputs["seq_lens"][0]) - 1
+    inputs["key_cache"][(*slot_of(inputs, position), -1, 0)] = np.nan
+    got = run(session, kernel, inputs, *KERNELS[kernel](longest(inputs)))
+    group = inputs["q"].shape[1] // inputs["key_cache"].shape[2]
+    spoilt = np.zeros(got.shape, bool)
+    spoilt[1, 0], spoilt[rows_that_see(inputs, position), -group:] = True, True
+    assert np.isnan(got[spoilt].astype(np.float32)).all()
+    assert_close(paged_attention, "out", got[~spoilt], want[~spoilt])
+
+
+@device
+@half
+@every
+def test_blocks_take_many_tiles_each(session: Session, kernel: str, dtype: Any) -> None:
+    """More tiles than multiprocessors, of many lengths, and sequences with few or no queries between."""
+    queries, past = [700, 1, 0, 333, 90, 1200], [0, 64, 3, 500, 2000, 17]
+    inputs = random_inputs(
+        np.random.default_rng(11), dtype, queries, past, heads=(16, 8), dim=128, block_size=64
+    )
+    got = run(session, kernel, inputs, *KERNELS[kernel](longest(inputs)))
+    want = run_oracle(paged_attention, inputs)["out"]
+    assert_close(paged_attention, "out", got, want)
+    assert bits(got) == bits(run(session, kernel, inputs, *KERNELS[kernel](longest(inputs))))
+
+
+@device
+@half
+@every
+def test_maxima_may_rise_at_any_key(session: Session, kernel: str, dtype: Any) -> None:
+    """Logits that grow along the keys, faster in some rows: exponents must follow, again and again."""
+    inputs = random_inputs(
+        np.random.default_rng(13), dtype, [100, 3], [900, 500], heads=(8, 2), dim=128, block_size=64
+    )
+    for position in range(int(inputs["seq_lens"][0])):
+        inputs["key_cache"][slot_of(inputs, position)] *= dtype.type(1 + position / 100)
+    inputs["q"][::3] *= dtype.type(4)
+    got = run(session, kernel, inputs, *KERNELS[kernel](longest(inputs)))
+    assert_close(paged_attention, "out", got, run_oracle(paged_attention, inputs)["out"])
+
+
+@device
+@every
+def test_rows_of_a_tile_do_not_depend_on_each_other(session: Session, kernel: str) -> None:
+    """Bit for bit, when other rows' maxima rise at other keys."""
+    inputs = random_inputs(
+        np.random.default_rng(17), dt.bfloat16.numpy(), [64], [700], heads=(8, 2), dim=128, block_size=64
+    )
+    loud = {**inputs, "q": inputs["q"].copy()}
+    loud["q"][1::2] *= 30
+    quiet, other = (run(session, kernel, i, *KERNELS[kernel](64)) for i in (inputs, loud))
+    assert bits(quiet[::2]) == bits(other[::2])
+    assert bits(quiet[1::2]) != bits(other[1::2])
+
+
 class TestBackend:
     def at(self, arch: str) -> Any:
         return next(info for _, info in simulated_devices() if info.arch == arch)

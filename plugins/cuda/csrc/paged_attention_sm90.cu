@@ -1,9 +1,16 @@
 // Prefill on sm_90a: one warp copies tiles of keys and values with the copy engine, straight from
-// the pages; two warpgroups multiply (FlashAttention-3). Blocks stay and walk over tiles of query
-// rows (token, head of the group), so that the next tile's copies run while this one is finished.
+// the pages; two warpgroups multiply (FlashAttention-3). Blocks stay and take tiles of query rows
+// (token, head of the group) from one list, the longest of a sequence first.
 //
-// While a tile's weights meet its values, the next tile's logits are computed.
+// While a tile's weights meet its values, the next tile's logits are computed, across the ends of
+// tiles of query rows too.
+//
+// A row with finite inputs (its query, the keys and values that it sees) is finite and right
+// whatever other rows' inputs hold: logits of unseen keys are replaced, and where rows of a tile
+// see different keys, infinities and NaN are taken out of its values (Sm90Walk::level).
 #include "fd/attention_sm90.cuh"
+#include "fd/attention_sm90_state.cuh"
+#include "fd/overlap.cuh"
 
 namespace fd {
 
@@ -16,104 +23,203 @@ __device__ __forceinline__ void sm90_pass_turn(int team) {
   barrier_some_arrive(2 + (team ^ 1), 128 * kSm90Teams);
 }
 
-// All tiles of an item.
-template <typename T, int D>
-__device__ __forceinline__ void sm90_tiles(const AttentionArgs& a, const Sm90Item& it,
-                                           Sm90Shared<D>& sh, Sm90State<T, D>& state,
-                                           Sm90Turn& keys, Sm90Turn& values) {
-  const int team = threadIdx.x / 128 - 1;
-  const float scale = attention_bent(a) ? 1.f : a.scale * kLog2e;
-  const uint32_t queries = shared32(sh.q) + team * 64 * 128;
-  int key = it.first_key();
-  barrier_wait(&sh.key_full[keys.stage], keys.phase);
-  products_begin();
-  state.ask(queries, shared32(sh.key[keys.stage]));
-  products_wait<0>();
-  sm90_release(&sh.key_empty[keys.stage]);
-  keys.next();
-  state.mask(a, it, key);
-  state.weigh(scale);
-  state.pack();
-  for (; key + kSm90Keys < it.end; key += kSm90Keys) {
-    barrier_wait(&sh.value_full[values.stage], values.phase);
-    sm90_clear<D>(it, key, sh.value[values.stage]);
-    barrier_wait(&sh.key_full[keys.stage], keys.phase);
+// One arrival a warp: the warps of a team do not end their products together.
+__device__ __forceinline__ void sm90_release(uint32_t bar) {
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) barrier_arrive(bar);
+}
+
+// A warpgroup's way through the block's items: where it is, what it holds. `key`: of the tile whose
+// weights are known and whose values come next. `team` and `base`, the address of `sh`, are to come
+// from shuffles: the compiler then keeps them, once for a warp.
+template <typename T, int D, bool Bent>
+struct Sm90Walk {
+  const AttentionArgs& a;
+  const Sm90Shape& shape;
+  Sm90Shared<D>& sh;
+  const int team;
+  const uint32_t base;
+  Sm90State<T, D, Bent> state;
+  Sm90Turn<kSm90Stages> queries, keys;
+  Sm90Turn<kSm90ValueStages> values;
+  Sm90Span span;
+  int slot, key;
+
+  __device__ __forceinline__ const Sm90Item& item() const { return sh.item[slot]; }
+  __device__ __forceinline__ uint32_t address(const void* p) const {
+    return base +
+           static_cast<uint32_t>(static_cast<const char*>(p) - reinterpret_cast<const char*>(&sh));
+  }
+
+  // Whether there is an item where `queries` points.
+  __device__ __forceinline__ bool arrive() {
+    barrier_wait(address(&sh.q_full[queries.stage]), queries.phase);
+    return sh.item[queries.stage].rows > 0;
+  }
+
+  __device__ __forceinline__ void ask() {
+    state.ask(address(sh.q[queries.stage]) + team * 64 * 128, address(sh.key[keys.stage]));
+  }
+
+  // Weights of keys that a row does not see are zero, but zero times NaN is not. Where rows see
+  // different keys, values that nobody sees become zero, and so do those that are not finite and
+  // some rows do not see; they go to the others' sums at once, then the result is true.
+  __device__ __forceinline__ bool level() {
+    char* tile = sh.value[values.stage];
+    const int from = key < span.all_begin ? 0 : max(span.all_end - key, 0) / 16 * 16;
+    bool found = false;
+    for (int r = from + threadIdx.x % 128 / 8; r < kSm90Keys; r += 16)
+#pragma unroll
+      for (int column = 0; column < D / 64; ++column) {
+        uint4& pack =
+            reinterpret_cast<uint4*>(tile)[(column * kSm90Keys + r) * 8 + threadIdx.x % 8];
+        if (key + r < span.begin || key + r >= span.end) pack = uint4{};
+        uint4 copy = pack;
+        found = (tame<T>(copy) && !span.all_see(key + r)) || found;
+      }
+    stores_for_async();
+    found = barrier_any(4 + team, 128, found);
+    if (__builtin_expect(found, 0)) take_wild(tile);
+    return found;
+  }
+
+  // Both teams, which have found the same.
+  __device__ __forceinline__ void take_wild(char* tile) {
+    constexpr int kBoth = 128 * kSm90Teams;
+    barrier_some(1, kBoth);
+    if (key == span.first_key()) state.clear();
+#pragma unroll 1
+    for (int r = 0; r < kSm90Keys; ++r)
+      if (!span.all_see(key + r)) state.add_wild(a, tile, r, key + r);
+    barrier_some(1, kBoth);
+    for (int i = threadIdx.x - 128; i < kSm90Keys * D / 8; i += kBoth)
+      if (!span.all_see(key + i / 8 % kSm90Keys)) tame<T>(reinterpret_cast<uint4*>(tile)[i]);
+    stores_for_async();
+    barrier_some(1, kBoth);
+  }
+
+  // The tile's values are there; whether sums of earlier tiles are.
+  __device__ __forceinline__ bool await_values() {
+    barrier_wait(address(&sh.value_full[values.stage]), values.phase);
+    const bool later = key > span.first_key();
+    return __builtin_expect(span.uneven(key), 0) ? level() || later : later;
+  }
+  __device__ __forceinline__ void leave_values() {
+    sm90_release(address(&sh.value_empty[values.stage]));
+    values.next();
+  }
+
+  __device__ __forceinline__ void enter(int next) {
+    slot = next, span = item(), key = span.first_key();
+  }
+
+  __device__ __forceinline__ void begin() {
+    enter(0);
+    state.enter(a, shape, item());
+    barrier_wait(address(&sh.key_full[0]), 0);
+    products_begin();
+    ask();
+    products_wait<0>();
+    weigh(key, true, [] {});
+    state.turn();
+  }
+
+  // This tile's values and the next tile's logits, which may be the next item's; false at the end.
+  __device__ __forceinline__ bool step() {
+    const bool last = key + kSm90Keys >= span.end;
+    if (__builtin_expect(last, 0)) {
+      queries.next();
+      if (!arrive()) return false;
+    }
+    const bool more = await_values();
+    barrier_wait(address(&sh.key_full[keys.stage]), keys.phase);
     sm90_take_turn(team);
     products_begin();
-    state.ask(queries, shared32(sh.key[keys.stage]));
-    state.add(shared32(sh.value[values.stage]), key > it.first_key());
+    ask();
+    state.add(address(sh.value[values.stage]), more);
     sm90_pass_turn(team);
-    products_wait<1>();
-    sm90_release(&sh.key_empty[keys.stage]);
-    keys.next();
-    state.mask(a, it, key + kSm90Keys);
-    state.weigh(scale);
-    products_wait<0>();
-    sm90_release(&sh.value_empty[values.stage]);
-    values.next();
-    state.rescale();
-    state.pack();
-  }
-  sm90_release(&sh.q_empty);
-  barrier_wait(&sh.value_full[values.stage], values.phase);
-  sm90_clear<D>(it, key, sh.value[values.stage]);
-  products_begin();
-  state.add(shared32(sh.value[values.stage]), key > it.first_key());
-  products_wait<0>();
-  sm90_release(&sh.value_empty[values.stage]);
-  values.next();
-}
-
-template <typename T, int D>
-__device__ __forceinline__ void sm90_consume(const AttentionArgs& a, const Sm90Shape& shape,
-                                             const int* prefix, int total, Sm90Shared<D>& sh) {
-  const int team = threadIdx.x / 128 - 1;
-  Sm90Turn keys, values;
-  Sm90State<T, D> state;
-  if (team == 1) sm90_pass_turn(team);
-  for (int round = 0, index; (index = sm90_index(round)) < total; ++round) {
-    const Sm90Item it = sm90_item(a, shape, prefix, index);
-    state.enter(a, it, team);
-    barrier_wait(&sh.q_full, round & 1);
-    sm90_tiles<T, D>(a, it, sh, state, keys, values);
-    state.write(a, it);
-  }
-}
-
-template <int D>
-__device__ __forceinline__ void sm90_begin(Sm90Shared<D>& sh) {
-  if (threadIdx.x == 0) {
-    barrier_init(&sh.q_full, 1), barrier_init(&sh.q_empty, kSm90Teams);
-    for (int s = 0; s < kSm90Stages; ++s) {
-      barrier_init(&sh.key_full[s], 1), barrier_init(&sh.key_empty[s], kSm90Teams);
-      barrier_init(&sh.value_full[s], 1), barrier_init(&sh.value_empty[s], kSm90Teams);
+    int next = key + kSm90Keys;
+    float2 scales{};
+    if (__builtin_expect(last, 0)) {
+      const Sm90Item& then = sh.item[queries.stage];
+      scales = state.finish(a, shape, item());
+      state.enter(a, shape, then), next = then.first_key();
     }
-    barrier_init_done();
+    products_wait<1>();
+    weigh(next, last, [&] {
+      products_wait<0>();
+      leave_values();
+    });
+    if (__builtin_expect(last, 0)) {
+      write(scales);
+      enter(queries.stage);
+    } else {
+      state.rescale();
+      key = next;
+    }
+    state.turn();
+    return true;
   }
-  __syncthreads();
+
+  // The logits of the tile at `next`, which are there, become weights.
+  template <typename Meanwhile>
+  __device__ __forceinline__ void weigh(int next, bool first, Meanwhile meanwhile) {
+    sm90_release(address(&sh.key_empty[keys.stage]));
+    keys.next();
+    state.mask(a, next);
+    state.weigh(Bent ? 1.f : a.scale * kLog2e, first, meanwhile);
+  }
+
+  __device__ __forceinline__ void write(float2 scales) {
+    state.write(a, shape, item(), scales);
+    sm90_release(address(&sh.q_empty[slot]));
+  }
+
+  __device__ __forceinline__ void end() {
+    const bool more = await_values();
+    products_begin();
+    state.add(address(sh.value[values.stage]), more);
+    const float2 scales = state.finish(a, shape, item());
+    products_wait<0>();
+    write(scales);
+  }
+};
+
+template <typename T, int D, bool Bent>
+__device__ __forceinline__ void sm90_consume(const AttentionArgs& a, const Sm90Shape& shape,
+                                             Sm90Shared<D>& sh) {
+  const int team = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
+  const uint32_t base = __shfl_sync(~0u, shared32(&sh), 0);
+  Sm90Walk<T, D, Bent> walk{a, shape, sh, team, base, {}, {}, {}, {}, {}, 0, 0};
+  if (!walk.arrive()) return;
+  if (team == 1) sm90_pass_turn(1);
+  walk.begin();
+  while (walk.step()) {
+  }
+  walk.end();
 }
 
-// Dynamic shared memory: Sm90Shared at a multiple of 1024 bytes, prefix [sequences + 1].
-template <typename T, int D>
+// Dynamic shared memory: Sm90Shared at a multiple of 1024 bytes, prefix [sequences + 1]. `taken`:
+// zero before and after.
+template <typename T, int D, bool Bent>
 __global__ void __launch_bounds__(kSm90Threads, 1)
-    paged_attention_sm90_rows(AttentionArgs a, Sm90Shape shape,
+    paged_attention_sm90_rows(AttentionArgs a, Sm90Shape shape, int* taken,
                               const __grid_constant__ Sm90Maps maps) {
   extern __shared__ char raw[];
   auto& sh = *reinterpret_cast<Sm90Shared<D>*>(raw + (1024 - shared32(raw) % 1024) % 1024);
   int* prefix = reinterpret_cast<int*>(&sh + 1);
-  const int group = a.heads / a.kv_heads;
+  sm90_begin<D>(sh);
+  wait_for_inputs();
   const int tiles = plan_prefix<kSm90Threads>(a.sequences, prefix, [&](int s) {
     const int queries = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s], most = shape.tokens_per_tile;
-    return queries * group > shape.min_rows ? (queries + most - 1) / most : 0;
+    return queries * shape.group > shape.min_rows ? (queries + most - 1) / most : 0;
   });
-  const int total = tiles * a.kv_heads;
-  sm90_begin<D>(sh);
   if (threadIdx.x < 128) {
-    fewer_registers<40>();
-    if (threadIdx.x == 0) sm90_produce<D>(a, maps, shape, prefix, total, sh);
+    fewer_registers<56>();
+    if (threadIdx.x == 0) sm90_produce<D>(a, maps, shape, prefix, tiles * a.kv_heads, taken, sh);
   } else {
-    more_registers<232>();
-    sm90_consume<T, D>(a, shape, prefix, total, sh);
+    more_registers<224>();
+    sm90_consume<T, D, Bent>(a, shape, sh);
   }
 }
 
@@ -123,7 +229,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 
 namespace fd {
 
-constexpr int kSm90Sequences = 512;  // their prefix sums share a block's memory with the tiles
+constexpr int kSm90Sequences = 448;  // their prefix sums share a block's memory with the tiles
 
 using Sm90Encoder = decltype(&cuTensorMapEncodeTiled);
 
@@ -186,14 +292,22 @@ bool sm90_fits(const Launch& on, const AttentionCall& call) {
          a.sequences <= kSm90Sequences;
 }
 
+template <typename T, int D, bool Bent>
+void sm90_launch_as(const Launch& on, const AttentionCall& call, const Sm90Shape& shape) {
+  const AttentionArgs& a = call.args;
+  const size_t shared = sizeof(Sm90Shared<D>) + 1024 + sizeof(int) * (a.sequences + 1);
+  allow_shared_once<paged_attention_sm90_rows<T, D, Bent>>(on, shared);
+  run_overlapped(on, paged_attention_sm90_rows<T, D, Bent>, dim3(on.facts().processors),
+                 dim3(kSm90Threads), shared, a, shape, attention_queue(on),
+                 sm90_maps(on, call, shape));
+}
+
 template <typename T, int D>
 void sm90_launch(const Launch& on, const AttentionCall& call, int min_rows) {
   const AttentionArgs& a = call.args;
-  const Sm90Shape shape{sm90_box(a.block_size), kSm90Rows / call.group(), min_rows};
-  const size_t shared = sizeof(Sm90Shared<D>) + 1024 + sizeof(int) * (a.sequences + 1);
-  allow_shared_once<paged_attention_sm90_rows<T, D>>(on, shared);
-  run(on, paged_attention_sm90_rows<T, D>, dim3(on.facts().processors), dim3(kSm90Threads),
-      shared, a, shape, sm90_maps(on, call, shape));
+  const Sm90Shape shape{sm90_box(a.block_size), kSm90Rows / call.group(), min_rows, call.group()};
+  if (attention_bent(a)) return sm90_launch_as<T, D, true>(on, call, shape);
+  sm90_launch_as<T, D, false>(on, call, shape);
 }
 
 void attend_sm90(const Launch& on, const AttentionCall& call, int min_rows) {

@@ -220,7 +220,9 @@ void paged_attention_reserve(int64_t device) {
   const char* op = "paged_attention_reserve";
   FD_CUDA_CHECK(op, cudaSetDevice(static_cast<int>(device)));
   void* stream = TVMFFIEnvGetStream(kDLCUDA, static_cast<int>(device));
-  split_space(Launch{op, static_cast<int>(device), static_cast<cudaStream_t>(stream)});
+  const Launch on{op, static_cast<int>(device), static_cast<cudaStream_t>(stream)};
+  split_space(on);
+  attention_queue(on);
 }
 FD_EXPORT(paged_attention_reserve)
 

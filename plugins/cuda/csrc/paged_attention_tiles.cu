@@ -2,6 +2,7 @@
 // the group) of one key head and walks over tiles of keys with an online softmax
 // (FlashAttention-2). Keys and values of the next tile arrive while this one is computed.
 #include "fd/attention_plan.cuh"
+#include "fd/attention_wild.cuh"
 #include "fd/mma.cuh"
 
 namespace fd {
@@ -228,6 +229,50 @@ struct TilesState {
     }
   }
 
+  // Infinities and NaN among the values of row `row` of a tile, key `at`, go to the rows that see
+  // it.
+  __device__ __forceinline__ void add_wild(const AttentionArgs& a, const char* values, int row,
+                                           int at) {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int d = 0; d < D / 8; ++d) {
+      const T* pack = reinterpret_cast<const T*>(values + tiles_place<D>(row, d)) + 2 * t;
+      const float x[2] = {wild_part(to_float(pack[0])), wild_part(to_float(pack[1]))};
+#pragma unroll
+      for (int m = 0; m < S::M; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const bool seen = at <= last[m][half] && at >= attention_first(a, last[m][half]);
+            o[m][d][2 * half + j] += seen ? x[j] : 0.f;
+          }
+    }
+  }
+
+  // The same for all of a tile whose rows see different keys, but for those that all see, [begin,
+  // end); the others' values are finite afterwards. All threads of the block.
+  __device__ __forceinline__ void tame_values(const AttentionArgs& a, char* values, int key,
+                                              int begin, int end) {
+    const auto all_see = [&](int row) { return key + row >= begin && key + row < end; };
+    const auto pack_at = [&](int i) -> uint4& {
+      return *reinterpret_cast<uint4*>(values + tiles_place<D>(i / S::Packs, i % S::Packs));
+    };
+    bool found = false;
+    for (int i = threadIdx.x; i < S::Keys * S::Packs; i += kTilesThreads) {
+      uint4 pack = pack_at(i);
+      found = (tame<T>(pack) && !all_see(i / S::Packs)) || found;
+    }
+    if (!__syncthreads_or(found)) return;
+#pragma unroll 1
+    for (int row = 0; row < S::Keys; ++row)
+      if (!all_see(row)) add_wild(a, values, row, key + row);
+    __syncthreads();
+    for (int i = threadIdx.x; i < S::Keys * S::Packs; i += kTilesThreads)
+      if (!all_see(i / S::Packs)) tame<T>(pack_at(i));
+    __syncthreads();
+  }
+
   __device__ __forceinline__ void write(const AttentionArgs& a, const TilesItem& it) {
     const int group = a.heads / a.kv_heads, t = threadIdx.x % 4;
 #pragma unroll
@@ -276,12 +321,14 @@ __global__ void __launch_bounds__(kTilesThreads, 2)
     if (key + S::Keys < it.end)
       tiles_fetch<T, D>(a, it, key + S::Keys, stages + (stage ^ 1) * kStage);
     const uint32_t keys = shared_address(stages + stage * kStage);
-    const bool whole =
-        it.rows == S::Rows && key + S::Keys <= first + 1 && key >= attention_first(a, last);
+    const int all_begin = attention_first(a, last);
+    const bool even = key + S::Keys <= first + 1 && key >= all_begin;
+    if (!even)
+      state.tame_values(a, stages + stage * kStage + S::Keys * D * 2, key, all_begin, first + 1);
     float s[S::M][S::Keys / 8][4] = {};
     state.products(shared_address(shared), keys, s);
     if (bent) state.bend(a, s);
-    if (!whole) state.mask(a, key, s);
+    if (!even || it.rows < S::Rows) state.mask(a, key, s);
     state.weigh(scale, s);
     state.add(keys + S::Keys * D * 2, s);
   }

@@ -45,7 +45,7 @@ __device__ __forceinline__ int64_t attention_block(const AttentionArgs& a, int s
 
 // Whether logits are anything but products times a positive number: where they are that, the
 // maximum of the products is the maximum's product.
-__device__ __forceinline__ bool attention_bent(const AttentionArgs& a) {
+__host__ __device__ __forceinline__ bool attention_bent(const AttentionArgs& a) {
   return a.soft_cap > 0.f || !(a.scale > 0.f);
 }
 

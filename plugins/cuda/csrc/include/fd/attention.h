@@ -2,6 +2,7 @@
 #pragma once
 #include "fd/attention.cuh"
 #include "fd/cuda.h"
+#include "fd/workspace.h"
 
 namespace fd {
 
@@ -137,6 +138,11 @@ inline bool nothing_to_do(const AttentionCall& call) {
 // the split kernel is right for every step.
 inline int64_t likely_queries(int64_t tokens, int64_t sequences) {
   return std::max<int64_t>(1, tokens - sequences + 1);
+}
+
+// A counter of tiles taken (paged_attention_sm90.cu), zero between launches.
+inline int* attention_queue(const Launch& on) {
+  return static_cast<int*>(workspace(on, Scratch::kAttentionQueue, sizeof(int)));
 }
 
 // Runs the step on the fastest kernels that this build has for the device.

@@ -2,6 +2,7 @@
 // tiles of keys and values are fetched ahead, and a warp's softmax over them.
 #pragma once
 #include "fd/attention_plan.cuh"
+#include "fd/attention_wild.cuh"
 #include "fd/mma.cuh"
 
 namespace fd {
@@ -160,16 +161,19 @@ template <typename T, int D, int N>
 struct SplitState {
   float o[N][D / 16][4], top[N][2], total[N][2];
   int first[N][2], last[N][2];  // keys that a column sees
+  int all_begin, all_end;       // keys that all columns see
   uint32_t q[N][D / 16][2];
 
   __device__ __forceinline__ void enter(const AttentionArgs& a, const SplitItem& it) {
-    const int group = a.heads / a.kv_heads, t = threadIdx.x % 4;
+    const int group = a.heads / a.kv_heads, t = threadIdx.x % 4, past = it.length - it.queries;
+    all_end = past + it.first_row / group + 1;
+    all_begin = attention_first(a, past + (it.first_row + it.rows - 1) / group);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int row = n * 8 + 2 * t + j;
-        const int position = it.length - it.queries + (it.first_row + row) / group;
+        const int position = past + (it.first_row + row) / group;
         last[n][j] = row < it.rows ? position : -1;
         first[n][j] = attention_first(a, position);
         top[n][j] = -INFINITY, total[n][j] = 0.f;
@@ -272,12 +276,50 @@ struct SplitState {
     }
   }
 
-  __device__ __forceinline__ void tile(const AttentionArgs& a, const char* stage, int key) {
+  // Infinities and NaN among the values at `values` of key `at`, row `row` of the tile, go to the
+  // columns that see it.
+  __device__ __forceinline__ void add_wild(const char* values, int row, int at) {
+    const int g = threadIdx.x % kWarp / 4;
+#pragma unroll
+    for (int i = 0; i < D / 8; ++i) {
+      const T* pack = reinterpret_cast<const T*>(values + split_place<D>(row, i));
+      const float x = wild_part(to_float(pack[g]));
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          o[n][i / 2][i % 2 * 2 + j] += at >= first[n][j] && at <= last[n][j] ? x : 0.f;
+    }
+  }
+
+  // The same for all of a tile whose columns see different keys; the tile is finite afterwards.
+  __device__ __forceinline__ void tame_values(char* values, int key) {
+    constexpr int kPacks = D / 8;
+    const int lane = threadIdx.x % kWarp;
+    const auto all_see = [&](int at) { return at >= all_begin && at < all_end; };
+    bool found = false;
+    for (int i = lane; i < kSplitTile * kPacks; i += kWarp) {
+      uint4 pack = *reinterpret_cast<uint4*>(values + split_place<D>(i / kPacks, i % kPacks));
+      found = (tame<T>(pack) && !all_see(key + i / kPacks)) || found;
+    }
+    if (!__any_sync(~0u, found)) return;
+#pragma unroll 1
+    for (int row = 0; row < kSplitTile; ++row)
+      if (!all_see(key + row)) add_wild(values, row, key + row);
+    __syncwarp();
+    for (int i = lane; i < kSplitTile * kPacks; i += kWarp)
+      if (!all_see(key + i / kPacks))
+        tame<T>(*reinterpret_cast<uint4*>(values + split_place<D>(i / kPacks, i % kPacks)));
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ void tile(const AttentionArgs& a, char* stage, int key) {
     const uint32_t keys = shared_address(stage);
     float s[N][4] = {};
     products(keys, s);
     to_logits(a, s);
     weigh(key, s);
+    if (key < all_begin || key + kSplitTile > all_end) tame_values(stage + kSplitTile * D * 2, key);
     add(keys + kSplitTile * D * 2, s);
   }
 };

@@ -33,9 +33,10 @@ __device__ __forceinline__ void barrier_init_done() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-__device__ __forceinline__ void barrier_arrive(uint64_t* bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared32(bar)) : "memory");
+__device__ __forceinline__ void barrier_arrive(uint32_t bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+__device__ __forceinline__ void barrier_arrive(uint64_t* bar) { barrier_arrive(shared32(bar)); }
 
 // Arrives, and expects `bytes` of copies before the phase completes.
 __device__ __forceinline__ void barrier_expect(uint64_t* bar, int bytes) {
@@ -45,15 +46,18 @@ __device__ __forceinline__ void barrier_expect(uint64_t* bar, int bytes) {
 }
 
 // Until the phase of parity `phase` is complete.
-__device__ __forceinline__ void barrier_wait(uint64_t* bar, int phase) {
+__device__ __forceinline__ void barrier_wait(uint32_t bar, int phase) {
   uint32_t done = 0;
   while (done == 0)
     asm volatile(
         "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.b32 %0, 1, 0, p;\n}"
         : "=r"(done)
-        : "r"(shared32(bar)), "r"(phase)
+        : "r"(bar), "r"(phase)
         : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint64_t* bar, int phase) {
+  barrier_wait(shared32(bar), phase);
 }
 
 // `threads` of the block wait for each other; `id` from 1.
@@ -64,6 +68,18 @@ __device__ __forceinline__ void barrier_some(int id, int threads) {
 // The same, without waiting: the others are told that this warp is there.
 __device__ __forceinline__ void barrier_some_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// `threads` of the block wait for each other; whether `found` holds in any.
+__device__ __forceinline__ bool barrier_any(int id, int threads, bool found) {
+  int any = 0;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.b32 p, %3, 0;\nbar.red.or.pred q, %1, %2, p;\n"
+      "selp.b32 %0, 1, 0, q;\n}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(found))
+      : "memory");
+  return any != 0;
 }
 
 // --- copies ---
@@ -101,6 +117,11 @@ __device__ __forceinline__ uint64_t tile_by_columns(uint32_t address, int column
          (static_cast<uint64_t>(columns >> 4) << 16) | ((address & 0x3ffff) >> 4);
 }
 
+// The tile that starts `bytes`, a multiple of 16, behind the start of `tile`.
+__device__ __forceinline__ uint64_t tile_after(uint64_t tile, int bytes) {
+  return (tile >> 32 << 32) | (static_cast<uint32_t>(tile) + static_cast<uint32_t>(bytes >> 4));
+}
+
 __device__ __forceinline__ void products_begin() {
 #if FD_SM90A
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -117,6 +138,12 @@ __device__ __forceinline__ void products_wait() {
 #if FD_SM90A
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 #endif
+}
+
+// The compiler moves waits for products up over arithmetic that does not need them, which is then
+// not done meanwhile. What `never`, which never holds, is computed from stays before this.
+__device__ __forceinline__ void stay_before(bool never) {
+  if (never) __trap();
 }
 
 // clang-format off

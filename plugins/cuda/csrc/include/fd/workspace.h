@@ -16,6 +16,7 @@ namespace fd {
 enum class Scratch {
   kAttentionPartials,
   kAttentionCounters,
+  kAttentionQueue,
   kAppendQueries,
   kLinear,
   kLinearStrip,
