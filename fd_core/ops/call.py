@@ -39,12 +39,12 @@ def function(definition: OpDef) -> Callable[..., Any]:
     def op(*args: Any, **kwargs: Any) -> Any:
         session: Session = sessions().current_session()
         known, routes = state
-        # What a route depends on: types by position, names, and types by name.
-        form = (*map(type, args), *kwargs, *map(type, kwargs.values()))
+        values = (*args, *kwargs.values())
+        form = (*map(type, values), *kwargs)  # what a route depends on: types, names of the last ones
         route = routes.get(form) if known is session else None
         if route is None:
             return first(session, form, args, kwargs)
-        result = route(args, kwargs)
+        result = route(values)
         return call(definition, session, args, kwargs) if result is REFUSED else result
 
     def first(

@@ -66,8 +66,8 @@ def describe(value: Any) -> Any:
 #: What a route answers, with nothing done, to a call that the long way refuses.
 REFUSED = object()
 
-#: The call's result from its arguments, or REFUSED.
-Route = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
+#: The call's result, or REFUSED, from its arguments: positional ones, then those by name.
+Route = Callable[[tuple[Any, ...]], Any]
 
 
 def run_route(
@@ -78,16 +78,17 @@ def run_route(
     results: tuple[int, ...],
     maker: Maker | None,
 ) -> Route:
-    """`arrange` orders (positional..., keyword..., constants...) as the schema where they are not;
-    `tracked` are positions of tensors that may require a gradient, `results` of those that are handed back.
+    """`arrange` orders (arguments..., constants...) as the schema where they are not; `tracked` are positions
+    of tensors that may require a gradient, `results` of those that are handed back.
 
     A function over local names: that is what each call pays for, on top of the kernel's own.
     """
     target = op.target
-    hand_back = itemgetter(*results) if len(results) == 1 else lambda v: [v[i] for i in results] or None
+    only = results[0] if len(results) == 1 else None
 
-    def route(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        values: Any = (*args, *kwargs.values(), *constants)
+    def route(values: Any) -> Any:
+        if constants:
+            values = (*values, *constants)
         if arrange is not None:
             values = arrange(values)
         for position in tracked:
@@ -99,12 +100,12 @@ def run_route(
                 return REFUSED
         op.calls += 1
         target(*values)
-        return hand_back(values)
+        return values[only] if only is not None else [values[i] for i in results] or None
 
     return route
 
 
-def refuse(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def refuse(values: tuple[Any, ...]) -> Any:
     """The route of calls that must take the long way."""
     return REFUSED
 
