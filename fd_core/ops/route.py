@@ -78,8 +78,8 @@ def run_route(
     results: tuple[int, ...],
     maker: Maker | None,
 ) -> Route:
-    """`arrange` orders (arguments..., constants...) as the schema where they are not; `tracked` are positions
-    of tensors that may require a gradient, `results` of those that are handed back.
+    """`arrange` orders (arguments..., constants...) as the schema where they are not; `tracked` are
+    positions of tensors that may require a gradient, `results` of those that are handed back.
 
     A function over local names: that is what each call pays for, on top of the kernel's own.
     """
