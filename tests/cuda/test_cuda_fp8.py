@@ -19,9 +19,9 @@ from fd_core.api import dtype as dt
 from fd_core.api.tensor import Tensor
 from fd_core.api.verdict import ReasonCode
 from fd_core.engine.build import EMBEDDED
-from fd_core.host.errors import FdError
-from fd_core.host.session import Session, open_session
+from fd_core.host.session import Session
 from fd_core.llm import LLM, SamplingParams
+from tests.cuda.gpu import gpu_session
 from tests.quantization.test_wfp8afp8 import E4M3, Array, Layer, layer, normal, rounded, spec
 
 on_gpu = pytest.mark.device("cuda")
@@ -40,11 +40,7 @@ OWN, THEIRS = 3e-5, 1e-3
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    try:
-        found = open_session("cuda", fallback="allow")
-        library.function("linear_fp8_dynamic")
-    except (FdError, AttributeError) as error:
-        pytest.skip(f"no GPU or no kernel: {error}")
+    found = gpu_session("linear_fp8_dynamic")
     if found.device.arch_rank < 89:
         pytest.skip(f"want sm_89 or newer, have {found.device.arch}")
     return found

@@ -14,8 +14,8 @@ from fd_cuda.quant import INTEGERS
 
 from fd_core.api import dtype as dt
 from fd_core.api.quant import LinearSpec
-from fd_core.host.errors import FdError
-from fd_core.host.session import Session, open_session
+from fd_core.host.session import Session
+from tests.cuda.gpu import gpu_session
 
 pytestmark = pytest.mark.device("cuda")
 Array = np.ndarray[Any, Any]
@@ -32,15 +32,7 @@ LIBRARY = 1 << 24
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    try:
-        found = open_session("cuda", fallback="allow")
-    except FdError as error:
-        pytest.skip(f"no GPU: {error}")
-    try:
-        library.function("linear")
-    except AttributeError as error:
-        pytest.skip(str(error))
-    return found
+    return gpu_session("linear")
 
 
 def normal(seed: int, *shape: int, dtype: Any = np.float32) -> Array:

@@ -12,9 +12,9 @@ pytest.importorskip("fd_cuda")
 from fd_cuda import library
 
 from fd_core.api import dtype as dt
-from fd_core.host.errors import FdError
-from fd_core.host.session import Session, open_session
+from fd_core.host.session import Session
 from fd_core.ops.catalogue import find
+from tests.cuda.gpu import gpu_session
 
 pytestmark = pytest.mark.device("cuda")
 Array = np.ndarray[Any, Any]
@@ -23,15 +23,7 @@ HALVES = [dt.bfloat16.numpy(), dt.float16.numpy()]
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    try:
-        found = open_session("cuda", fallback="allow")
-    except FdError as error:
-        pytest.skip(f"no GPU: {error}")
-    try:
-        library.function("moe_expert_ffn")
-    except AttributeError as error:
-        pytest.skip(str(error))
-    return found
+    return gpu_session("moe_expert_ffn")
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0, dtype: Any = np.float32) -> Array:

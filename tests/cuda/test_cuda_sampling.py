@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("fd_cuda")
 from fd_cuda import library
 
-from fd_core.host.errors import FdError
-from fd_core.host.session import Session, open_session
+from fd_core.host.session import Session
 from fd_core.ops.catalogue import find
 from fd_core.ops.sampling._philox import philox_bits
 from fd_core.ops.sampling._truncate import sample
+from tests.cuda.gpu import gpu_session
 
 pytestmark = pytest.mark.device("cuda")
 Array = np.ndarray[Any, Any]
@@ -24,15 +24,7 @@ Values = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    try:
-        found = open_session("cuda", fallback="allow")
-    except FdError as error:
-        pytest.skip(f"no GPU: {error}")
-    try:
-        library.function("sample_from_logits")
-    except AttributeError as error:
-        pytest.skip(str(error))
-    return found
+    return gpu_session("sample_from_logits")
 
 
 def call(session: Session, name: str, outs: list[Array], *inputs: Any) -> list[Array]:

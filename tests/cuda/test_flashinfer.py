@@ -27,12 +27,12 @@ from fd_core.api.verdict import ReasonCode
 from fd_core.engine.build import build_engine
 from fd_core.engine.config import EngineConfig
 from fd_core.engine.request import EngineRequest, SamplingParams
-from fd_core.host.errors import FdError
 from fd_core.host.session import Session, open_session
 from fd_core.ops.attention.paged_attention import paged_attention, random_inputs
 from fd_core.testkit import model_checks
 from fd_core.testkit.check import assert_close, run_oracle
 from fd_core.testkit.harness import Harness, build
+from tests.cuda.gpu import gpu_session
 
 SPEC = AttentionSpec(8, 2, 128, 128**-0.5, dt.bfloat16, dt.bfloat16, 64)
 on_device = pytest.mark.device("cuda")
@@ -112,10 +112,7 @@ class TestSupports:
 @pytest.fixture(scope="module")
 def session() -> Session:
     pytest.importorskip("flashinfer")
-    try:
-        return open_session("cuda", fallback="allow")
-    except FdError as error:
-        pytest.skip(f"no GPU: {error}")
+    return gpu_session()
 
 
 def skip_uncompiled(error: Exception) -> None:

@@ -19,10 +19,10 @@ from fd_core.api import dtype as dt
 from fd_core.api.attention import AttentionSpec
 from fd_core.api.device import Device
 from fd_core.api.verdict import ReasonCode
-from fd_core.host.errors import FdError
-from fd_core.host.session import Session, open_session
+from fd_core.host.session import Session
 from fd_core.ops.attention.paged_attention import paged_attention, random_inputs
 from fd_core.testkit.check import assert_close, run_oracle
+from tests.cuda.gpu import gpu_session
 
 device = pytest.mark.device("cuda")
 half = pytest.mark.parametrize("dtype", [dt.bfloat16.numpy(), dt.float16.numpy()], ids=str)
@@ -43,10 +43,7 @@ SPEC = AttentionSpec(8, 2, 128, 128**-0.5, dt.bfloat16, dt.bfloat16, 64)
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    try:
-        return open_session("cuda", fallback="allow")
-    except FdError as error:
-        pytest.skip(f"no GPU: {error}")
+    return gpu_session()
 
 
 def longest(inputs: dict[str, Any]) -> int:

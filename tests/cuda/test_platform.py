@@ -15,8 +15,8 @@ from fd_core import ops
 from fd_core.api import dtype as dt
 from fd_core.api.platform import DeviceError
 from fd_core.api.tensor import TensorSpec, from_numpy
-from fd_core.host.errors import FdError
-from fd_core.host.session import Session, open_session
+from fd_core.host.session import Session
+from tests.cuda.gpu import gpu_session
 
 pytestmark = pytest.mark.device("cuda")
 SHAPE = (6, 5, 8)
@@ -24,10 +24,7 @@ SHAPE = (6, 5, 8)
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    try:
-        return open_session("cuda", fallback="allow")
-    except FdError as error:
-        pytest.skip(f"no GPU: {error}")
+    return gpu_session()
 
 
 def numbers(shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:

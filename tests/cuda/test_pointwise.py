@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("fd_cuda")
 from fd_core.api.dtype import FLOATS
-from fd_core.host.errors import FdError
-from fd_core.host.session import Session, open_session
+from fd_core.host.session import Session
 from fd_core.ops.catalogue import find
 from fd_core.testkit.check import run_oracle
+from tests.cuda.gpu import gpu_session
 
 pytestmark = pytest.mark.device("cuda")
 types = pytest.mark.parametrize("dtype", [t.numpy() for t in FLOATS], ids=str)
@@ -24,10 +24,7 @@ types = pytest.mark.parametrize("dtype", [t.numpy() for t in FLOATS], ids=str)
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    try:
-        return open_session("cuda", fallback="allow")
-    except FdError as error:
-        pytest.skip(f"no GPU: {error}")
+    return gpu_session()
 
 
 def run(session: Session, name: str, **values: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fd_core.api.dtype import bfloat16
 from fd_core.api.kernel import OpSpec
 from fd_core.api.tensor import Storage, Tensor, from_numpy
 from fd_core.host import session as sessions
+from fd_core.ops import call as calls
 from fd_core.ops.call import call, public_op
 from fd_core.ops.schema import In, InOut, Out, op
 
@@ -173,6 +174,15 @@ class TestNames:
         assert str(inspect.signature(ops.rms_norm)) == "(x, weight, eps, out=None)"
         assert "sqrt" in (ops.rms_norm.__doc__ or "")
         assert isinstance(ops.rms_norm.definition.spec, OpSpec)
+
+    def test_a_mark_is_on_ops_made_before_and_after(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Frameworks' tracers recognise by it what they leave alone."""
+        monkeypatch.setattr(calls, "_functions", [])
+        monkeypatch.setattr(calls, "_marks", {})
+        before = calls.function(ops.rms_norm.definition)
+        calls.mark("traced_as", "it is")
+        after = calls.function(ops.rms_norm.definition)
+        assert [op.traced_as for op in (before, after)] == ["it is"] * 2  # type: ignore[attr-defined]
 
 
 class TestGuests:
