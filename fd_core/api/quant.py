@@ -53,6 +53,22 @@ class ExpertSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Fusion:
+    """What a product takes along (see `QuantMethod.apply_fused`).
+
+    norm [in], eps: x passes an RMS norm with these weights first, as by the op `rms_norm`; None: none.
+    gated: W's rows are gate and up, out_features / 2 each, and the result is silu(gate) * up, as by the op
+    `swiglu`. add: the result is added to what `out` holds. Intermediate results are rounded as the ops
+    one after another round them.
+    """
+
+    norm: Tensor | None = None
+    eps: float = 0.0
+    gated: bool = False
+    add: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
     """The values a method can hold: (code - zero) * scale, `low` <= code <= `high`, with a scale for every
     `group` inputs of an output (0: for all of them). `zeros`: the least and the largest zero point, an
@@ -77,6 +93,8 @@ class QuantMethod(ABC):
     form: ClassVar[str] = ""
     #: Whether `lookup` is there: then a table shared with the output head is kept once.
     has_lookup: ClassVar[bool] = False
+    #: Up to how many rows of x `apply_fused` is worth asking.
+    fused_rows: ClassVar[int] = 0
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -85,11 +103,8 @@ class QuantMethod(ABC):
         self.platform = platform
         self.ops = ops
         self.config = dict(config or {})
-
-    @property
-    def stored(self) -> bool:
-        """Whether the checkpoint holds `stored_weights` instead of those of `create_weights`."""
-        return bool(self.form and self.config.get("is_quantized"))
+        #: Whether the checkpoint holds `stored_weights` instead of those of `create_weights`.
+        self.stored = bool(self.form and self.config.get("is_quantized"))
 
     @classmethod
     @abstractmethod
@@ -111,6 +126,11 @@ class QuantMethod(ABC):
     @abstractmethod
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         """out [M, out_features] = x [M, in_features] @ W^T + bias; allocates nothing."""
+
+    def apply_fused(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor, fusion: Fusion) -> bool:
+        """`apply` with its neighbours; out is half as wide where gated. False, with nothing done, where it
+        does not take them along (optional, see `fused_rows`). `gated` and `add` never come together."""
+        return False
 
     def grid(self) -> Grid | None:
         """The values weights are rounded to, for rounding by their effect on outputs; None: nearest

@@ -9,6 +9,8 @@ from fd_core.api.attention import AttentionBackend, KVCache
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.layers.context import ModelContext
 from fd_core.layers.linear import Linear
+from fd_core.layers.norm import RMSNorm
+from fd_core.layers.residual import Residual
 from fd_core.layers.scratch import Scratch
 from fd_core.layers.weight import Parameter, Weighted, whole
 
@@ -58,7 +60,8 @@ class Rotary:
 
 
 class Attention:
-    """softmax(q k^T) v with rotary positions and grouped keys; the sizes are those of `backend.spec`.
+    """x + W_o softmax(q k^T) v with q, k, v of norm(x), rotary positions and grouped keys; the sizes are
+    those of `backend.spec`.
 
     `qk_norm`: epsilon of the head norms, None for none. Norms, rotation and cache write are one call
     where the device has a kernel for it and the backend lets others write.
@@ -102,14 +105,15 @@ class Attention:
         if self.norm is not None:
             yield self.norm
 
-    def __call__(self, x: Tensor, positions: Tensor, plan: Any, cache: KVCache, out: Tensor) -> None:
-        """out [tokens, hidden] = block(x); `out` may be `x`."""
-        n = x.shape[0]
+    def __call__(
+        self, residual: Residual, norm: RMSNorm, positions: Tensor, plan: Any, cache: KVCache
+    ) -> None:
+        n = residual.rows
         qkv, mixed = self._qkv.rows(n), self._mixed.rows(n)
-        self.qkv(x, qkv)
+        self.qkv.normed(residual, norm, qkv)
         if not self._fused(qkv, positions, plan, cache, mixed):
             self._in_turn(qkv, positions, plan, cache, mixed)
-        self.o(self._mixed_rows.rows(n), out)
+        self.o.onto(self._mixed_rows.rows(n), residual)
 
     def _fused(self, qkv: Tensor, positions: Tensor, plan: Any, cache: KVCache, mixed: Tensor) -> bool:
         """False if there is no such way."""

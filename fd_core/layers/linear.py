@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import Fusion, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.layers.context import ModelContext
+from fd_core.layers.norm import RMSNorm
+from fd_core.layers.residual import Residual
 from fd_core.layers.weight import Parameter, Piece, Weighted, whole
 
 #: A matrix of the checkpoint: its name without the parameter's, and its output features.
@@ -103,3 +105,41 @@ class Linear(Weighted):
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         self._method.apply(x, self._packed, self._bias, out)
+
+    def normed(self, residual: Residual, norm: RMSNorm, out: Tensor) -> None:
+        """out = W norm(residual) + b, the norm on the way where the method takes it."""
+        if residual.pending or not self._fused(residual, residual.total, out, norm):
+            self(residual.normed(norm), out)
+
+    def gated(self, residual: Residual, norm: RMSNorm, out: Tensor) -> bool:
+        """out [tokens, out / 2] = silu(gate) * up, where W's rows are gate and up, of norm(residual).
+        False, and nothing done, where the method does not take the gate along."""
+        if residual.pending and self._asks(residual):
+            return self._fused(residual, residual.normed(norm), out, gated=True)
+        return not residual.pending and self._fused(residual, residual.total, out, norm, gated=True)
+
+    def onto(self, x: Tensor, residual: Residual) -> None:
+        """W x + b becomes part of the residual: added at once where the method can."""
+        if not self._fused(residual, x, residual.total, add=True):
+            self(x, residual.part)
+            residual.pending = True
+
+    def _fused(
+        self,
+        residual: Residual,
+        x: Tensor,
+        out: Tensor,
+        norm: RMSNorm | None = None,
+        *,
+        gated: bool = False,
+        add: bool = False,
+    ) -> bool:
+        """False, and nothing done, where the method does not take along what is wanted."""
+        if not self._asks(residual):
+            return False
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        fusion = Fusion(weight, eps, gated, add)
+        return self._method.apply_fused(x, self._packed, self._bias, out, fusion)
+
+    def _asks(self, residual: Residual) -> bool:
+        return residual.fuse and residual.rows <= self._method.fused_rows

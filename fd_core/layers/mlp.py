@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fd_core.api.tensor import Tensor
 from fd_core.layers.context import ModelContext
 from fd_core.layers.linear import Linear
+from fd_core.layers.norm import RMSNorm
+from fd_core.layers.residual import Residual
 from fd_core.layers.scratch import Scratch
 from fd_core.layers.weight import Weighted
 
 
 class GatedMLP:
-    """out = W_down (silu(W_gate x) * W_up x), Shazeer 2020 (SwiGLU)."""
+    """x + W_down (silu(W_gate h) * W_up h) with h = norm(x), Shazeer 2020 (SwiGLU)."""
 
     def __init__(
         self,
@@ -34,9 +35,11 @@ class GatedMLP:
     def layers(self) -> Iterator[Weighted]:
         yield from (self.gate_up, self.down)
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        n = x.shape[0]
-        gate_up, inner = self._gate_up.rows(n), self._inner.rows(n)
-        self.gate_up(x, gate_up)
-        self._swiglu(gate_up, None, inner)
-        self.down(inner, out)
+    def __call__(self, residual: Residual, norm: RMSNorm) -> None:
+        n = residual.rows
+        inner = self._inner.rows(n)
+        if not self.gate_up.gated(residual, norm, inner):
+            gate_up = self._gate_up.rows(n)
+            self.gate_up.normed(residual, norm, gate_up)
+            self._swiglu(gate_up, None, inner)
+        self.down.onto(inner, residual)

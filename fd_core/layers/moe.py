@@ -11,6 +11,8 @@ from fd_core.api import dtype as dt
 from fd_core.api.quant import ExpertSpec
 from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_core.layers.context import ModelContext
+from fd_core.layers.norm import RMSNorm
+from fd_core.layers.residual import Residual
 from fd_core.layers.scratch import Scratch
 from fd_core.layers.weight import Parameter, Piece, Weighted, whole
 
@@ -132,7 +134,7 @@ def _stacked(experts: Sequence[Parameter]) -> Parameter:
 
 
 class MixtureOfExperts:
-    """out = sum over the chosen experts of score * expert(x), Shazeer et al. 2017.
+    """x + sum over the chosen experts of score * expert(norm(x)), Shazeer et al. 2017.
 
     Tokens are copied into rows sorted by expert, each expert runs over its rows, and a token's results
     are summed in the order of its scores, so that nothing depends on the other tokens of the step.
@@ -157,8 +159,9 @@ class MixtureOfExperts:
         yield self.router
         yield from self.experts.parts()
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        n, sizes, ops = x.shape[0], self._sizes, self._ops
+    def __call__(self, residual: Residual, norm: RMSNorm) -> None:
+        n, sizes, ops = residual.rows, self._sizes, self._ops
+        x = residual.normed(norm)
         scores, rows, results = self._scores.rows(n), self._rows.rows(n), self._results.rows(n)
         places, weights, ids = self._places.rows(n), self._weights.rows(n), self._ids.rows(n)
         owners, ends = self._owners.rows(n), self._ends
@@ -166,4 +169,5 @@ class MixtureOfExperts:
         choice = (sizes.chosen, False, "", False)
         ops.moe_expert_dispatch(x, scores, None, None, *choice, rows, ends, places, weights, ids, owners)
         self.experts(rows, ends, owners, results)
-        ops.moe_expert_reduce(results, weights, places, ids, None, sizes.normalise, 1.0, out)
+        ops.moe_expert_reduce(results, weights, places, ids, None, sizes.normalise, 1.0, x)
+        residual.pending = True

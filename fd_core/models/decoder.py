@@ -18,6 +18,7 @@ from fd_core.layers.embedding import Embedding, SharedEmbedding, own_table
 from fd_core.layers.linear import Linear
 from fd_core.layers.mlp import GatedMLP
 from fd_core.layers.norm import RMSNorm
+from fd_core.layers.residual import Residual
 from fd_core.layers.rotary import rotary_table
 from fd_core.layers.scratch import Scratch
 from fd_core.layers.weight import Weighted
@@ -34,15 +35,11 @@ class FeedForward(Protocol):
 
     def layers(self) -> Iterator[Weighted]: ...
 
-    def __call__(self, x: Tensor, out: Tensor) -> None: ...
+    def __call__(self, residual: Residual, norm: RMSNorm) -> None: ...
 
 
 class Block:
-    """h = x + attention(norm(x)); h + mlp(norm(h)).
-
-    The sum so far is in `residual`; `x` comes in normed and leaves as the part still to be added,
-    because adding and norming are one op (`RMSNorm.add`).
-    """
+    """h = x + attention(norm(x)); h + mlp(norm(h))."""
 
     def __init__(self, norm: RMSNorm, attention: Attention, post_norm: RMSNorm, mlp: FeedForward) -> None:
         self.norm = norm
@@ -56,10 +53,9 @@ class Block:
         yield self.post_norm
         yield from self.mlp.layers()
 
-    def __call__(self, x: Tensor, residual: Tensor, positions: Tensor, plan: Any, cache: KVCache) -> None:
-        self.attention(x, positions, plan, cache, x)
-        self.post_norm.add(x, residual)
-        self.mlp(x, x)
+    def __call__(self, residual: Residual, positions: Tensor, plan: Any, cache: KVCache) -> None:
+        self.attention(residual, self.norm, positions, plan, cache)
+        self.mlp(residual, self.post_norm)
 
 
 class DecoderLM(CausalLM):
@@ -84,7 +80,6 @@ class DecoderLM(CausalLM):
         self.embed = self._make_embedding()
         self.blocks = [self._block(layer) for layer in range(config.num_hidden_layers)]
         self.norm = RMSNorm(context, hidden, eps, "model.norm")
-        self._next_norms = [*(block.norm for block in self.blocks[1:]), self.norm]
         rows, platform = context.max_num_seqs, context.platform
         self._selected = Buffer.empty(platform, (rows, hidden), context.activation_dtype)
         self._logits = Buffer.empty(platform, (rows, config.vocab_size), dt.float32)
@@ -199,14 +194,13 @@ class DecoderLM(CausalLM):
     def forward(
         self, input_ids: Tensor, positions: Tensor, batch: AttentionBatch, caches: Sequence[KVCache]
     ) -> Tensor:
-        x, residual = self._x.rows(batch.num_tokens), self._residual.rows(batch.num_tokens)
+        n = batch.num_tokens
+        residual = Residual(self._residual.rows(n), self._x.rows(n))
         plans = {backend: backend.plan(batch) for backend in self._backends.values()}
-        self.embed(input_ids, residual)
-        self.blocks[0].norm(residual, x)
-        for block, cache, next_norm in zip(self.blocks, caches, self._next_norms, strict=True):
-            block(x, residual, positions, plans[block.attention.backend], cache)
-            next_norm.add(x, residual)
-        return x
+        self.embed(input_ids, residual.total)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            block(residual, positions, plans[block.attention.backend], cache)
+        return residual.normed(self.norm)
 
     def run_block(
         self,
@@ -219,8 +213,8 @@ class DecoderLM(CausalLM):
     ) -> None:
         """One block alone on the sum so far, `residual`; `x` receives the part still to be added."""
         block = self.blocks[index]
-        block.norm(residual, x)
-        block(x, residual, positions, block.attention.backend.plan(batch), cache)
+        plan = block.attention.backend.plan(batch)
+        block(Residual(residual, x, fuse=False), positions, plan, cache)
 
     def compute_logits(self, hidden: Tensor, indices: Tensor | None) -> Tensor:
         rows = hidden

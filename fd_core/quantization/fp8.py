@@ -42,11 +42,8 @@ class Float8Linear(QuantMethod):
                 f"quantization {self.name!r}: want weights stored as {self.form!r} (forms), have {have!r}; "
                 "fix: convert the 16-bit checkpoint with fd quantize, or load it with this method"
             )
+        self.stored = self.stored and "forms" in self.config
         self._held: dict[str, Tensor] = {}
-
-    @property
-    def stored(self) -> bool:
-        return super().stored and "forms" in self.config
 
     @classmethod
     def supports(cls, spec: LinearSpec, device: DeviceInfo) -> Verdict:
