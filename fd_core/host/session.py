@@ -98,14 +98,14 @@ def announce(choice: Choice) -> None:
 
 
 _lock = threading.Lock()
-_current: list[Session] = []
+#: The process's session; None until it is first asked for. Ops compare theirs with it in every call.
+current: Session | None = None
 
 
 def current_session() -> Session:
     """The process's session, opened on first call."""
-    if _current:  # without the lock: nothing is ever taken out
-        return _current[0]
-    with _lock:
-        if not _current:
-            _current.append(open_session())
-        return _current[0]
+    global current
+    if current is None:
+        with _lock:
+            current = current or open_session()
+    return current

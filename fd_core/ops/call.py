@@ -12,18 +12,68 @@ from typing import TYPE_CHECKING, Any
 from fd_core.api.kernel import OpSpec, Param, ParamKind
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.ops.catalogue import find
+from fd_core.ops.compile_call import Route, compile_public
 from fd_core.ops.guest import allocator, exporter, is_tensor, to_tensor, tracer_of
-from fd_core.ops.route import REFUSED, Route, find_route, refuse
-from fd_core.ops.schema import OpDef
+from fd_core.ops.route import find_route
+from fd_core.ops.schema import REQUIRED, OpDef
 from fd_core.ops.stream import on_guests_stream
 
 if TYPE_CHECKING:
     from fd_core.host.session import Session
 
 Values = dict[str, Any]
+Types = tuple[type, ...]
+Routes = dict[Types, Route | None]
 
 
-Routes = dict[tuple[Any, ...], Route]
+class Calls:
+    """The ways of calling one op on the current session: a route, or the long way, for every form of call
+    (the types of all its arguments) that was met."""
+
+    __slots__ = ("_definition", "_names", "_state", "_use", "op")
+
+    def __init__(self, definition: OpDef) -> None:
+        spec = definition.spec
+        defaults = {p.name: p.default if may_be_left_out(p) else REQUIRED for p in spec.params}
+        extra = {"out": REQUIRED} if spec.outputs and "out" not in defaults else {}
+        self._definition = definition
+        self._names = (*defaults, *extra)
+        self._state: tuple[Session | None, Routes] = (None, {})
+        self.op, self._use = compile_public(spec.name, defaults, extra, self.misfit)
+        self._use(self.other)
+
+    def other(self, *values: Any) -> Any:
+        """A call of another form, or on another session, than the one before."""
+        session: Session = sessions().current_session()
+        form = (*map(type, values),)
+        known, routes = self._state
+        if known is not session or form not in routes:
+            return self._first(session, form, values)
+        route = routes[form]
+        if route is None:
+            return self.long(*values)
+        self._use(route)
+        return route(*values)
+
+    def _first(self, session: Session, form: Types, values: Sequence[Any]) -> Any:
+        """The long way checks everything; later calls of the same form may take a route."""
+        result = self.long(*values)
+        known, routes = self._state
+        if known is not session or len(routes) >= _FORMS:
+            routes = {}
+        given = dict(zip(self._names, values, strict=True))
+        routes[form] = find_route(self._definition, session, given, self.other, self.long)
+        self._state = (session, routes)
+        return result
+
+    def long(self, *values: Any) -> Any:
+        """A call that may have to be refused, needs a conversion, or goes to a tracer."""
+        given = {name: v for name, v in zip(self._names, values, strict=True) if v is not REQUIRED}
+        return call(self._definition, sessions().current_session(), (), given)
+
+    def misfit(self, values: Sequence[Any], unknown: Mapping[str, Any]) -> Any:
+        """TypeError for a call with more arguments than the op has, or with names that it does not have."""
+        return bind(self._definition.spec, values, unknown)
 
 
 def function(definition: OpDef) -> Callable[..., Any]:
@@ -34,33 +84,7 @@ def function(definition: OpDef) -> Callable[..., Any]:
     without outputs returns the tensors it changed. Runs on `fd_core.current_platform`, on the current
     stream of the first guest tensor's library.
     """
-    state: tuple[Session | None, Routes] = (None, {})
-
-    def op(*args: Any, **kwargs: Any) -> Any:
-        session: Session = sessions().current_session()
-        known, routes = state
-        values = (*args, *kwargs.values())
-        form = (*map(type, values), *kwargs)  # what a route depends on: types, names of the last ones
-        route = routes.get(form) if known is session else None
-        if route is None:
-            return first(session, form, args, kwargs)
-        result = route(values)
-        return call(definition, session, args, kwargs) if result is REFUSED else result
-
-    def first(
-        session: Session, form: tuple[Any, ...], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """The long way checks everything; later calls of the same form may take the short one."""
-        nonlocal state
-        result = call(definition, session, args, kwargs)
-        known, routes = state
-        if known is not session or len(routes) >= _FORMS:
-            routes = {}
-        routes[form] = find_route(definition, session, args, kwargs) or refuse
-        state = (session, routes)
-        return result
-
-    return named(op, definition)
+    return named(Calls(definition).op, definition)
 
 
 def named(op: Any, definition: OpDef) -> Callable[..., Any]:
@@ -166,6 +190,9 @@ def _named_outputs(spec: OpSpec, kwargs: Mapping[str, Any]) -> Values:
     if "out" not in kwargs or "out" in (p.name for p in spec.params) or not outputs:
         return dict(kwargs)
     rest = {name: value for name, value in kwargs.items() if name != "out"}
+    twice = [name for name in outputs if rest.get(name) is not None]
+    if twice:
+        raise TypeError(f"{spec.name}: argument {twice[0]!r} is given twice, by its name and by out=")
     values = kwargs["out"] if isinstance(kwargs["out"], list | tuple) else [kwargs["out"]]
     if len(values) != len(outputs):
         raise TypeError(f"{spec.name}: out= wants {len(outputs)} tensors, have {len(values)}")

@@ -112,7 +112,7 @@ def test_the_kernel_gets_the_guests_own_address(library: str, monkeypatch: pytes
     opened, kernel = current_session(), Kernel("rms_norm", "test", target)
     table = Dispatch("cpu:0", {"rms_norm": FrozenOp("rms_norm", kernel, target)})
     replaced = replace(opened, ops=table)
-    monkeypatch.setattr(sessions, "current_session", lambda: replaced)
+    monkeypatch.setattr(sessions, "current", replaced)
     wide, w, out = (guest.tensor(np.ones(s, np.float32)) for s in ((2, 16), (8,), (2, 8)))
     x = wide[:, 8:]
     for _ in range(3):  # the long way, then the short one
@@ -206,7 +206,7 @@ def test_refusals_read_the_same_on_both_ways(guest: Guest) -> None:
         ops.rms_norm(x, w, 1e-6, out=out)
     with pytest.raises(TypeError, match=r"missing eps"):
         ops.rms_norm(x, w, out=out)
-    with pytest.raises(TypeError, match=r"given twice"):
+    with pytest.raises(TypeError, match=r"multiple values for argument 'out'"):
         ops.rms_norm(x, w, 1e-6, out, out=out)
 
 
@@ -251,7 +251,7 @@ class TestSessions:
         for _ in range(2):
             ops.silu(x, out=out)
         counts = first.ops.silu.calls, reference.ops.silu.calls
-        monkeypatch.setattr(sessions, "current_session", lambda: reference)
+        monkeypatch.setattr(sessions, "current", reference)
         ops.silu(x, out=out)
         assert (first.ops.silu.calls, reference.ops.silu.calls) == (counts[0], counts[1] + 1)
 

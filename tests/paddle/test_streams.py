@@ -39,7 +39,7 @@ def session(request: pytest.FixtureRequest, kernel: Kernel, monkeypatch: pytest.
     """A compiled target takes the short way from its second call on, a Python one never."""
     target = tvm_ffi().convert(kernel.__call__) if request.param == "compiled" else kernel
     opened = far.session("silu", target)
-    monkeypatch.setattr(sessions, "current_session", lambda: opened)
+    monkeypatch.setattr(sessions, "current", opened)
     return opened
 
 

