@@ -66,6 +66,21 @@ class KVWrite:
     slot_mapping: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class PackedRotary:
+    """What becomes of the heads of a packed projection, as the op `rope_and_cache` does it.
+
+    cos_sin_cache [positions, rotary_dim] float32: cosines, then sines. q_norm_weight, k_norm_weight
+    [head_dim], None for no head norms, whose epsilon is `eps`.
+    """
+
+    cos_sin_cache: Tensor
+    is_neox: bool
+    q_norm_weight: Tensor | None = None
+    k_norm_weight: Tensor | None = None
+    eps: float = 0.0
+
+
 @dataclass(slots=True)
 class AttentionBatch:
     """One step, in the engine's persistent buffers (views of the step's size; all on the device).
@@ -134,3 +149,22 @@ class AttentionBackend(ABC):
     ) -> None:
         """`run` for keys and values that stand in their `destination` already (where there is one)."""
         raise NotImplementedError(f"{self.name}: attend goes with a destination")
+
+    def run_packed(
+        self,
+        plan: Any,
+        qkv: Tensor,  # [tokens, (heads + 2 * kv_heads) * head_dim], as projected; may be changed
+        positions: Tensor,  # [tokens]
+        rotary: PackedRotary,
+        cache: KVCache,
+        out: Tensor,  # [tokens, heads, head_dim]
+        *,
+        sinks: Tensor | None = None,
+    ) -> bool:
+        """Norm and rotate the heads of `qkv`, then `run` (optional). False: not here or not for this step,
+        nothing has been done.
+
+        The step's lists, and cached tokens of earlier steps, may be read before kernels have ended that
+        were queued before: the engine copies lists to the device between steps, and never while one runs.
+        """
+        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fd_core.api.attention import AttentionBackend, KVCache
+from fd_core.api.attention import AttentionBackend, KVCache, PackedRotary
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.layers.context import ModelContext
 from fd_core.layers.linear import Linear
@@ -64,7 +64,8 @@ class Attention:
     those of `backend.spec`.
 
     `qk_norm`: epsilon of the head norms, None for none. Norms, rotation and cache write are one call
-    where the device has a kernel for it and the backend lets others write.
+    where the device has a kernel for it and the backend lets others write; attention as well where the
+    backend can.
     """
 
     def __init__(
@@ -117,10 +118,13 @@ class Attention:
 
     def _fused(self, qkv: Tensor, positions: Tensor, plan: Any, cache: KVCache, mixed: Tensor) -> bool:
         """False if there is no such way."""
-        if self._rope_and_cache is None or (to := self.backend.destination(plan, cache)) is None:
-            return False
         norm, rotary = self.norm, self.rotary
         weights = (None, None, 0.0) if norm is None else (norm.q_weight, norm.k_weight, norm.eps)
+        heads = PackedRotary(rotary.table, rotary.neox, *weights)
+        if self.backend.run_packed(plan, qkv, positions, heads, cache, mixed):
+            return True
+        if self._rope_and_cache is None or (to := self.backend.destination(plan, cache)) is None:
+            return False
         write = (to.key, to.value, to.slot_mapping)
         self._rope_and_cache(qkv, positions, rotary.table, *weights, *write, rotary.neox)
         self.backend.attend(plan, self._q.rows(qkv.shape[0]), cache, mixed)

@@ -12,7 +12,9 @@ import pytest
 from harness import PARTS, Harness, Parts, build, oracle_parts
 from tiny_models import FAMILIES, VOCAB, make, reference_greedy, reference_logits, save
 
+from fd_core.api.tensor import from_numpy
 from fd_core.host.freeze import freeze
+from fd_core.layers.attention_backend import PagedAttention
 from fd_core.ops.catalogue import catalogue
 
 pytestmark = pytest.mark.reference
@@ -78,6 +80,36 @@ def test_one_call_before_attention_equals_its_parts(folder: Path) -> None:
     assert got.tobytes() == want.tobytes()
     assert whole.ops.table["rope_and_cache"].calls
     assert not whole.ops.table["fused_rotary_position_encoding"].calls
+
+
+def test_a_backend_may_take_packed_projections(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal bits where it takes decoding steps and refuses others; it alone rotates what it takes."""
+    taken: list[int] = []
+
+    def run_packed(
+        self: PagedAttention, plan: Any, qkv: Any, positions: Any, rotary: Any, cache: Any, out: Any
+    ) -> bool:
+        if plan.max_query_len > 1:
+            return False
+        to, spec = self.destination(plan, cache), self.spec
+        assert to is not None
+        norms = (rotary.q_norm_weight, rotary.k_norm_weight, rotary.eps)
+        write = (to.key, to.value, to.slot_mapping)
+        self.ops.rope_and_cache(qkv, positions, rotary.cos_sin_cache, *norms, *write, rotary.is_neox)
+        q = qkv.numpy()[:, : spec.num_heads * spec.head_dim].reshape(out.shape)
+        self.attend(plan, from_numpy(np.ascontiguousarray(q)), cache, out)
+        taken.append(plan.num_tokens)
+        return True
+
+    parts = oracle_parts()
+    want = Harness(build(folder, parts)).greedy("text", PROMPT, 8)
+    before = parts.ops.table["rope_and_cache"].calls
+    monkeypatch.setattr(PagedAttention, "run_packed", run_packed)
+    model = build(folder, parts)
+    assert Harness(model).greedy("text", PROMPT, 8) == want
+    assert len(taken) == 7 * len(model.blocks)
+    assert set(taken) == {1}
+    assert parts.ops.table["rope_and_cache"].calls == 2 * before
 
 
 def test_greedy_text_equals_transformers(harness: Harness, greedy: list[int]) -> None:
