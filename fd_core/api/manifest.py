@@ -47,11 +47,28 @@ class EnvironmentVariable(_Strict):
     minimum: float | None = None
 
 
+class Presence(_Strict):
+    """What is there wherever the plug-in has a device: one of `paths` (absolute, `*` allowed) at least, or
+    one of `libraries` that the dynamic loader finds. Where there is neither, no probe is started: the
+    answer is NO_DEVICE with these words, which are the probe's own. `unless`: variables that, when set,
+    call for the probe all the same.
+    """
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    libraries: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    subject: str
+    want: str
+    have: str
+    fix: str
+
+
 class Manifest(_Strict):
     """`os`: values of sys.platform, `arch`: of platform.machine(); empty lists allow all.
 
     `platforms`: names of the platforms it brings. `stamp`: facts of the build, which its binaries
     carry and export too; empty for a plug-in without one. `binaries`: patterns of their files.
+    `presence`: None for a plug-in that has to be probed everywhere.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -63,6 +80,7 @@ class Manifest(_Strict):
     platforms: tuple[str, ...] = ()
     environment: tuple[EnvironmentVariable, ...] = ()
     binaries: tuple[str, ...] = ()
+    presence: Presence | None = None
     stamp: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("environment")

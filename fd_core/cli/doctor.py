@@ -39,10 +39,11 @@ def examine() -> Json:
     from fd_core.host.errors import PlatformError
     from fd_core.host.facts import open_device
     from fd_core.host.plugins import plugin_host
+    from fd_core.host.select import ranked
 
     host = plugin_host()
     report: Json = {**versions(), "environment": environment()}
-    report["platforms"] = [fact_json(fact) for fact in host.facts()]
+    report["platforms"] = [fact_json(fact) for fact in ranked(host.facts())]
     try:
         report["device"] = device_json(host, open_device(host))
         report["error"] = ""
@@ -171,9 +172,10 @@ def _reasons(reasons: Any) -> list[str]:
 
 def _platforms(rows: list[Json]) -> list[str]:
     lines = []
-    for row in sorted(rows, key=lambda row: -row["priority"]):
+    for row in rows:
         state = "unusable" if row["reasons"] else f"{row['devices']} device(s)"
-        lines += [f"  {row['name']} ({row['provider']}), priority {row['priority']}: {state}"]
+        priority = "unknown" if row["priority"] is None else row["priority"]
+        lines += [f"  {row['name']} ({row['provider']}), priority {priority}: {state}"]
     return lines
 
 

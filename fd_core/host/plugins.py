@@ -18,6 +18,7 @@ from fd_core.host.check import check, locate
 from fd_core.host.errors import PlatformError
 from fd_core.host.find import Found, filtered, installed, unknown_names
 from fd_core.host.ledger import Origin
+from fd_core.host.presence import check_presence
 from fd_core.host.probe import Probed, ProbeResult
 from fd_core.host.probe_cache import ProbeCache, cache_folder, key
 from fd_core.host.reference import ReferencePlatform
@@ -52,6 +53,7 @@ class Plugin:
     """One plug-in on its way through the load sequence.
 
     `described`: no device of it can be used, but its hooks may be asked, about devices that are not there.
+    `spared`: its probe was not started, since this machine has nothing that its devices come with.
     `deprecations`: what to change in it before a later plug-in API. `remarks`: what it names and this core
     does not know, and so leaves out.
     """
@@ -62,6 +64,7 @@ class Plugin:
     probe: ProbeResult = field(default_factory=ProbeResult)
     module: ModuleType | None = None
     described: bool = False
+    spared: bool = False
     deprecations: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -95,7 +98,7 @@ class Plugin:
         if self.verdict.ok:
             return []
         names = (self.manifest and self.manifest.platforms) or (self.found.name,)
-        return [PlatformFact(name, provider, verdict=self.verdict) for name in names]
+        return [PlatformFact(name, provider, None, verdict=self.verdict) for name in names]
 
 
 def _fact(p: Probed, provider: str, verdict: Verdict) -> PlatformFact:
@@ -157,6 +160,10 @@ class PluginHost:
         assert not isinstance(folder, Verdict)  # the manifest was read from it
         if self._inline:
             return probing.probe_here(plugin.found)
+        absent = check_presence(plugin.manifest.presence if plugin.manifest else None)
+        if not absent.ok:
+            plugin.spared = True
+            return ProbeResult(verdict=absent)
         names = [row.name for row in plugin.manifest.environment] if plugin.manifest else []
         name = key(plugin.found, folder, names)
         remembered = self._cache.get(name)
@@ -219,6 +226,8 @@ class PluginHost:
         """(platform, facts) of every architecture that a plug-in describes, on hand or not."""
         for plugin in self.plugins:
             told = plugin.loaded or plugin.described
+            if plugin.spared:
+                plugin.probe, plugin.spared = self.probe_apart(plugin), False
             if not told and plugin.probe.platforms:  # it survived being imported by its probe
                 plugin.module, verdict, plugin.deprecations = load(self._manager, plugin.found)
                 plugin.described = verdict.ok

@@ -12,11 +12,14 @@ from fd_core.host.errors import PlatformError
 
 @dataclass(frozen=True, slots=True)
 class PlatformFact:
-    """One platform on offer. `verdict` says why it cannot be used; `provider` is its distribution."""
+    """One platform on offer. `verdict` says why it cannot be used; `provider` is its distribution.
+
+    `priority`: None where its plug-in could not say.
+    """
 
     name: str
     provider: str
-    priority: int = 0
+    priority: int | None = 0
     devices: int = 0
     verdict: Verdict = YES
 
@@ -31,8 +34,9 @@ class Choice:
 
 
 def ranked(facts: Iterable[PlatformFact]) -> list[PlatformFact]:
-    """Best first; names break ties so that the choice never depends on installation order."""
-    return sorted(facts, key=lambda fact: (-fact.priority, fact.name))
+    """Best first; names break ties so that the choice never depends on installation order. Those that could
+    not say how good they are come before all, so that their reasons are told."""
+    return sorted(facts, key=lambda fact: (fact.priority is not None, -(fact.priority or 0), fact.name))
 
 
 def choose(facts: Sequence[PlatformFact], wanted: str | None = None) -> Choice:

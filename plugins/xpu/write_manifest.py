@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fd_xpu.facts import Facts
 from fd_xpu.kernels import VERSION, stamp
+from fd_xpu.probe import judge
 from fd_xpu.variables import VARIABLES
 
 FILE = Path(__file__).parent / "src/fd_xpu/fd_plugin.json"
@@ -22,9 +24,17 @@ def manifest() -> dict[str, Any]:
         "api": {"min": [1, 0], "max": [1, 0]},
         "os": ["linux"],
         "platforms": ["xpu"],
+        "presence": presence(),
         "environment": [dict(row) for row in VARIABLES],
         "stamp": stamp(),
     }
+
+
+def presence() -> dict[str, Any]:
+    """Every device has a node; the words are the probe's. Paddle's CPU place in its place needs none."""
+    (none,) = judge(Facts()).reasons
+    words = {name: getattr(none, name) for name in ("subject", "want", "have", "fix")}
+    return {"paths": ["/dev/xpu*"], "unless": ["FD_XPU_PLACE"], **words}
 
 
 def text() -> str:

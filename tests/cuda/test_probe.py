@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 from fake_driver import FakeDriver, Gpu
 
+from fd_core.api.manifest import Presence
 from fd_core.api.verdict import YES, Reason, ReasonCode
+from fd_core.host.presence import check_presence
 
 fd_cuda = pytest.importorskip("fd_cuda")
 from fd_cuda import driver, library, probe  # noqa: E402
+from fd_cuda.table import tomllib  # noqa: E402
+
+PLUGIN = Path(__file__).parents[2] / "plugins" / "cuda"
 
 
 @pytest.fixture
@@ -51,6 +56,23 @@ def test_no_driver_and_no_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     reason = only_reason(probe.probe(tmp_path))
     assert reason.code is ReasonCode.NO_DEVICE
     assert "install an NVIDIA driver" in reason.fix
+
+
+def test_the_manifest_says_the_same_without_a_probe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Core answers in these words where it finds neither nodes nor the library, and starts no probe."""
+    no_library(monkeypatch)
+    monkeypatch.setattr(probe, "device_nodes", lambda nodes: False)
+    declared = Presence(**tomllib.loads((PLUGIN / "plugin.toml").read_text(encoding="utf-8"))["presence"])
+    told = check_presence(declared, tmp_path, {})
+    assert told.reasons == (only_reason(probe.probe()),)
+    assert declared.libraries == (driver.LIBRARY,)
+    for node in ("nvidia0", "nvidiactl", "nvhost-gpu", "dxg"):  # a PC, its control node alone, Tegra, WSL
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev" / node).touch()
+        assert check_presence(declared, tmp_path, {}).ok
+        (tmp_path / "dev" / node).unlink()
 
 
 def test_nodes_without_the_library(monkeypatch: pytest.MonkeyPatch, nodes: Path) -> None:
