@@ -37,10 +37,13 @@ _GRADIENTS = """\
 """
 
 _OUTPUTS = """\
-    _made = _make({inputs})
-    if _made is None:
+    try:
+        _specs = _infer({inputs})
+    except (AttributeError, IndexError, TypeError, ValueError):
         return _long({names})
-    {missing}, = _made
+    if {unusual}:
+        return _long({names})
+    {made}
 """
 
 
@@ -74,8 +77,8 @@ class Form:
     types: Mapping[str, type]  # of all of them, in order
     arguments: Sequence[str]  # the kernel's, in order
     tracked: Sequence[str]  # tensors that may require a gradient
-    inputs: Sequence[str]  # what outputs are made from
-    missing: Sequence[str]  # outputs to make
+    inputs: Mapping[str, bool]  # what the shape rule wants; True: a tensor
+    missing: Mapping[str, int]  # outputs to make: which of the rule's
     results: Sequence[str]  # what is handed back
 
 
@@ -84,23 +87,41 @@ def compile_route(op: str, form: Form, names: dict[str, Any]) -> Route:
 
     `names`: `_sessions` (a module) and the `_session` that the route belongs to, `_op` and its `_target`;
     `_other(*values)` for another form or session, `_long(*values)` for what the long way has to refuse,
-    `_records(type)`: whether gradients are recorded, `_make(*inputs)`: the missing outputs or None.
+    `_records(type)`: whether gradients are recorded. For outputs that are made: the shape rule `_infer`,
+    `_describe(tensor)` as the rule wants it, `_new(spec)` and the `_spec` type that it takes.
     """
     every = ", ".join(form.types)
     names["_type"] = type
     names |= {f"_{name}_type": kind for name, kind in form.types.items()}
-    tracked = " or ".join(f"{name}.requires_grad and _records(_{name}_type)" for name in form.tracked)
-    inputs, missing = ", ".join(form.inputs), ", ".join(form.missing)
     text = _ROUTE.format(
         op=op,
         names=every,
         other_types=" or ".join(f"_type({name}) is not _{name}_type" for name in form.types),
-        refusals=_GRADIENTS.format(tracked=tracked, names=every) if tracked else "",
-        outputs=_OUTPUTS.format(inputs=inputs, names=every, missing=missing) if missing else "",
+        refusals=_refusals(form, every),
+        outputs=_outputs(form, every),
         arguments=", ".join(form.arguments),
         results=_handed_back(form.results),
     )
     return _compiled(op, text, names)
+
+
+def _refusals(form: Form, every: str) -> str:
+    tracked = " or ".join(f"{name}.requires_grad and _records(_{name}_type)" for name in form.tracked)
+    return _GRADIENTS.format(tracked=tracked, names=every) if tracked else ""
+
+
+def _outputs(form: Form, every: str) -> str:
+    """All specs are looked at before anything is made."""
+    if not form.missing:
+        return ""
+    inputs = (
+        f"{name}=_describe({name})" if tensor else f"{name}={name}" for name, tensor in form.inputs.items()
+    )
+    unusual = (f"_type(_specs[{number}]) is not _spec" for number in form.missing.values())
+    made = (f"{name} = _new(_specs[{number}])" for name, number in form.missing.items())
+    return _OUTPUTS.format(
+        inputs=", ".join(inputs), names=every, unusual=" or ".join(unusual), made="; ".join(made)
+    )
 
 
 def _handed_back(results: Sequence[str]) -> str:

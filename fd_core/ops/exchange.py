@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from functools import cache
 from typing import Any
 
 from fd_core.api.device import Device
@@ -75,7 +74,42 @@ class ExchangeTable(ctypes.Structure):
 _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-_release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", ctypes.pythonapi))
+_release = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("Py_DecRef", ctypes.pythonapi))
+
+
+#: More than array libraries allow.
+MAX_DIMS = 64
+
+
+class Request:
+    """A tensor that is asked for, and where the answers go: made once, used by one call at a time."""
+
+    __slots__ = ("_result", "like", "like_at", "managed", "managed_at", "result_at", "shape")
+
+    def __init__(self) -> None:
+        self.shape = (ctypes.c_int64 * MAX_DIMS)()
+        self.like = DLTensor(lanes=1, shape=ctypes.cast(self.shape, ctypes.POINTER(ctypes.c_int64)))
+        self.managed = ctypes.c_void_p()
+        self._result = ctypes.py_object()
+        self.like_at, self.managed_at = ctypes.pointer(self.like), ctypes.pointer(self.managed)
+        self.result_at = ctypes.cast(ctypes.pointer(self._result), ctypes.POINTER(ctypes.c_void_p))
+
+    def describe(self, spec: TensorSpec, device: Device) -> None:
+        like, kind = self.like, spec.dtype
+        like.ndim = ndim = len(spec.shape)
+        self.shape[:ndim] = [*spec.shape]
+        like.code, like.bits = kind.code, kind.bits
+        like.device_type, like.device_id = device.code, device.index
+
+    def take(self) -> Any:
+        """The object that C code has put a new reference to into `result_at`."""
+        owned = self._result.value
+        _release(owned)
+        return owned
+
+
+#: Those that no call uses now.
+_requests: list[Request] = []
 
 
 class Exchange:
@@ -104,24 +138,17 @@ class Exchange:
 
     def allocate(self, spec: TensorSpec, device: Device) -> Any:
         """An uninitialised tensor of the library's own. MemoryError with the library's words."""
-        kind, ndim = spec.dtype, len(spec.shape)
-        shape = _sizes(ndim)(*spec.shape)
-        like = DLTensor(None, device.code, device.index, ndim, kind.code, kind.bits, 1, shape, None, 0)
-        managed, result = ctypes.c_void_p(), ctypes.c_void_p()
-        if self._allocate(ctypes.byref(like), ctypes.byref(managed), None, _note_problem):
+        request = _requests.pop() if _requests else Request()
+        request.describe(spec, device)
+        if self._allocate(request.like_at, request.managed_at, None, _note_problem):
             raise MemoryError(
                 f"{self.type.__name__}: want {spec.nbytes} bytes on {device}, {_take_problem()}"
             )
-        if self._to_object(managed, ctypes.byref(result)):
+        if self._to_object(request.managed, request.result_at):
             raise MemoryError(f"{self.type.__name__}: cannot take over its own memory on {device}")
-        owned = ctypes.cast(result, ctypes.py_object).value
-        _release(result)
+        owned = request.take()
+        _requests.append(request)
         return owned
-
-
-@cache
-def _sizes(ndim: int) -> Any:
-    return ctypes.c_int64 * ndim
 
 
 _problems = threading.local()

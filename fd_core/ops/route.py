@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fd_core.api.dtype import DType, dtype
@@ -20,40 +19,19 @@ from fd_core.host.dispatch import FrozenOp
 from fd_core.ops.compile_call import Form, Route, compile_route
 from fd_core.ops.exchange import exchange
 from fd_core.ops.guest import Allocator, allocator, records
-from fd_core.ops.schema import REQUIRED, Infer, OpDef
+from fd_core.ops.schema import REQUIRED, OpDef
 
 if TYPE_CHECKING:
     from fd_core.host.session import Session
 
 
-@dataclass(frozen=True, slots=True)
-class Maker:
-    """Allocates the outputs that a form of call leaves out, from the op's shape rule."""
-
-    infer: Infer
-    inputs: tuple[str, ...]  # what the shape rule wants
-    missing: tuple[int, ...]  # which of the outputs
-    new: Allocator
-
-    def make(self, *values: Any) -> list[Any] | None:
-        """None before anything is made, so that the long way says what is wrong."""
-        try:
-            specs = self.infer(**dict(zip(self.inputs, map(describe, values), strict=True)))
-        except (IndexError, TypeError, ValueError):
-            return None
-        wanted = [specs[number] for number in self.missing]
-        return None if any(type(s) is not TensorSpec for s in wanted) else [*map(self.new, wanted)]
-
-
 _types: dict[Any, DType] = {}
 
 
-def describe(value: Any) -> Any:
-    """A tensor as the shape rule wants it, an attribute as it is; TypeError for an unknown type."""
+def describe(value: Any) -> TensorSpec:
+    """A tensor as the shape rule wants it; ValueError for an element type that the catalogue lacks."""
     if type(value) is Tensor:
         return value.spec
-    if not hasattr(value, "dtype"):
-        return value
     kind = value.dtype
     if kind not in _types:
         _types[kind] = dtype(str(kind).rpartition(".")[2])
@@ -78,25 +56,22 @@ def find_route(
     given = {name: values[place] for name, place in places.items()}
     if not given or not all(_fits(p, given[p.name]) for p in spec.params):
         return None
-    maker = _maker(definition, session, given)
-    if maker is None and any(given[p.name] is None for p in spec.outputs):
+    new = _allocator(spec, session, given)
+    if new is None and any(given[p.name] is None for p in spec.outputs):
         return None
-    names = {"_sessions": sessions, "_session": session, "_op": op}
-    names |= {"_target": op.target, "_other": other, "_long": long, "_records": records}
-    names["_make"] = maker and maker.make
+    names = {"_sessions": sessions, "_session": session, "_op": op, "_target": op.target}
+    names |= {"_other": other, "_long": long, "_records": records}
+    names |= {"_infer": definition.infer, "_describe": describe, "_new": new, "_spec": TensorSpec}
     return compile_route(spec.name, _form(spec, places, values), names)
 
 
-def _maker(definition: OpDef, session: Session, given: Mapping[str, Any]) -> Maker | None:
-    """None where nothing is missing, or where the first tensor's library has no allocator in its table."""
-    spec = definition.spec
-    missing = tuple(i for i, p in enumerate(spec.outputs) if given[p.name] is None)
+def _allocator(spec: OpSpec, session: Session, given: Mapping[str, Any]) -> Allocator | None:
+    """None where the first tensor's library has no allocator in its table."""
     example = next((given[p.name] for p in spec.inputs if is_direct(type(given[p.name]))), None)
     table = exchange(type(example))
-    if not missing or example is None or not (type(example) is Tensor or (table and table.allocates)):
+    if example is None or not (type(example) is Tensor or (table and table.allocates)):
         return None
-    new = allocator(example, session.platform, session.device.device)
-    return Maker(definition.infer, tuple(p.name for p in spec.inputs), missing, new)
+    return allocator(example, session.platform, session.device.device)
 
 
 def _is_compiled(target: Any) -> bool:
@@ -137,7 +112,7 @@ def _form(spec: OpSpec, places: Mapping[str, str], values: Mapping[str, Any]) ->
         types={name: type(value) for name, value in values.items()},
         arguments=[places[p.name] for p in spec.params],
         tracked=[places[name] for name in tensors if hasattr(given[name], "requires_grad")],
-        inputs=[p.name for p in spec.inputs],
-        missing=[places[p.name] for p in spec.outputs if given[p.name] is None],
+        inputs={p.name: is_direct(type(given[p.name])) for p in spec.inputs},
+        missing={places[p.name]: i for i, p in enumerate(spec.outputs) if given[p.name] is None},
         results=[places[name] for name in back],
     )

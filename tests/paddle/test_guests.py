@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -217,6 +219,14 @@ def test_shapes_of_results_follow_every_call(guest: Guest, session: Session) -> 
         np.testing.assert_allclose(got, np.ones((rows, 8)), rtol=1e-6)
     with pytest.raises(ValueError, match=r"swiglu"):
         ops.swiglu(guest.tensor(np.ones((2, 7), np.float32)), None)
+
+
+def test_results_belong_to_the_caller_alone(guest: Guest) -> None:
+    x = guest.tensor(np.ones((2, 8), np.float32))
+    for _ in ("long way", "short way", "short way"):
+        result = weakref.ref(ops.silu(x))
+        gc.collect()
+        assert result() is None
 
 
 def test_calls_are_counted_on_both_ways(guest: Guest, session: Session) -> None:
