@@ -2,10 +2,11 @@
 
     python benchmarks/cuda/bench_call.py [--rounds 15] [--json benchmarks/results/cuda_call.json]
 
-`public`: `fd_core.ops.OP(..., out=y)` on torch's tensors; `bound`: the op of an open session on the same
-tensors; `bare`: the compiled function itself, TVM-FFI's conversion and our checks and launch included;
-`torch`: the library's own operator that writes the same output. The work is small enough for the device
-to keep up, so that what is timed is the host. Rounds of all alternate; medians of the rounds.
+`public`: `fd_core.ops.OP(..., out=y)` on torch's tensors; `made`: the same without `out=`, which allocates;
+`bound`: the op of an open session on the same tensors; `bare`: the compiled function itself, TVM-FFI's
+conversion and our checks and launch included; `torch`: the library's own operator that writes the same
+output. The work is small enough for the device to keep up, so that what is timed is the host. Rounds of
+all alternate; medians of the rounds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def silu_calls() -> Calls:
     bound = current_session().ops.silu
     return {
         "public": lambda: ops.silu(x, out=y),
+        "made": lambda: ops.silu(x),
         "bound": lambda: bound(x, y),
         "bare": lambda: bound.target(x, y),
         "torch": lambda: torch.add(x, 1, out=y),
@@ -45,6 +47,7 @@ def rms_norm_calls() -> Calls:
     bound = current_session().ops.rms_norm
     return {
         "public": lambda: ops.rms_norm(x, w, 1e-6, out=y),
+        "made": lambda: ops.rms_norm(x, w, 1e-6),
         "bound": lambda: bound(x, w, 1e-6, y),
         "bare": lambda: bound.target(x, w, 1e-6, y),
         "torch": lambda: torch.mul(x, w, out=y),
@@ -58,13 +61,40 @@ def linear_calls() -> Calls:
     bound = current_session().ops.linear
     return {
         "public": lambda: ops.linear(x, w, None, out=y),
+        "made": lambda: ops.linear(x, w, None),
         "bound": lambda: bound(x, w, None, y),
         "bare": lambda: bound.target(x, w, None, y),
         "torch": lambda: torch.mm(x, w, out=y),
     }
 
 
-CASES = {"silu": silu_calls, "rms_norm": rms_norm_calls, "linear": linear_calls}
+def reshape_and_cache_flash_calls() -> Calls:
+    """Eight arguments, none of them an output; torch needs a call for keys and one for values."""
+    new = torch.randn(2, 4, 2, 64, device="cuda", dtype=torch.bfloat16)
+    keys, values = torch.zeros(2, 3, 16, 2, 64, device="cuda", dtype=torch.bfloat16)
+    slots = torch.tensor([17, 3, 40, 8], device="cuda")
+    rows = keys.view(-1, 2, 64), values.view(-1, 2, 64)
+    bound = current_session().ops.reshape_and_cache_flash
+    args = (*new, keys, values, slots, None, None, "auto")
+
+    def torch_calls() -> None:
+        rows[0].index_copy_(0, slots, new[0])
+        rows[1].index_copy_(0, slots, new[1])
+
+    return {
+        "public": lambda: ops.reshape_and_cache_flash(*args),
+        "bound": lambda: bound(*args),
+        "bare": lambda: bound.target(*args),
+        "torch": torch_calls,
+    }
+
+
+CASES = {
+    "silu": silu_calls,
+    "rms_norm": rms_norm_calls,
+    "linear": linear_calls,
+    "reshape_and_cache_flash": reshape_and_cache_flash_calls,
+}
 
 
 def measure(calls: Calls, rounds: int) -> dict[str, float]:
@@ -85,6 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = {name: measure(case(), args.rounds) for name, case in CASES.items()}
     for row in rows.values():
+        row["public_less_bare"] = round(row["public"] - row["bare"], 2)
         row["public_over_torch"] = round(row["public"] / row["torch"], 2)
     versions = {p: importlib.metadata.version(p) for p in ("apache-tvm-ffi", "torch", "numpy")}
     record = {
