@@ -4,8 +4,9 @@
 
 Calls are captured in CUDA graphs over rotated inputs (caches together larger than the second-level
 cache), so that launch gaps and cached data do not count; medians of replays. Decode: one query a
-sequence over pages of 64 in random order; the rate counts keys and values once. Prefill: causal, the
-rate counts half of the square. Peers: FlashInfer where it is installed (its decode and prefill wrappers
+sequence over pages of 64 in random order; the rate counts keys and values once, in 16 bits. Prefill:
+causal, the rate counts half of the square. `fd-cuda-int8`, `fd-cuda-float8`: the same over a cache of
+codes with a scale for each row. Peers: FlashInfer where it is installed (its decode and prefill wrappers
 on the same pages), torch's scaled_dot_product_attention on dense tensors (`torch`: cuDNN for prefill).
 """
 
@@ -29,6 +30,7 @@ from timing import Call, copy_rate, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PAGE, ROTATED = 64, 512 << 20
+NAME = "paged_attention_step"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,22 @@ PREFILL = [Cell(4, 4096, 4096), Cell(1, 16384, 16384), Cell(4, 1024, 8192), Cell
 PREFILL += [Cell(1, 2048, 2048), Cell(4, 4096, 4096, 32, 32, 64)]
 
 
+#: Types of codes, and the largest.
+CODES = {"int8": (torch.int8, 127.0), "float8": (torch.float8_e4m3fn, 448.0)}
+
+
+def code_rows(pool: torch.Tensor, name: str) -> torch.Tensor:
+    """[..., dim] as codes with their scale behind them: [..., dim + 4]."""
+    kind, largest = CODES[name]
+    rows = torch.empty(*pool.shape[:-1], pool.shape[-1] + 4, dtype=torch.int8, device=pool.device)
+    for block, to in zip(pool.split(256), rows.split(256), strict=True):
+        scale = block.abs().amax(-1, keepdim=True).float() / largest
+        codes = block / scale
+        to[..., :-4] = (codes.round() if name == "int8" else codes).to(kind).view(torch.int8)
+        to[..., -4:] = scale.view(torch.int8)
+    return rows.view(kind)
+
+
 class Step:
     """Tensors of one step; pages in random order, head-major as fd-cuda's backend keeps them."""
 
@@ -79,9 +97,10 @@ class Step:
         self.lens = torch.full((cell.batch,), cell.context, device="cuda", dtype=torch.int32)
         self.scale = cell.dim**-0.5
 
-    def call(self, name: str, *more: int) -> Call:
+    def call(self, name: str, *more: int, codes: str = "") -> Call:
         kernel = library.function(name)
-        keys, values = self.key.permute(0, 2, 1, 3), self.value.permute(0, 2, 1, 3)
+        pools = [code_rows(x, codes) if codes else x for x in (self.key, self.value)]
+        keys, values = (pool.permute(0, 2, 1, 3) for pool in pools)
         args = (self.q, keys, values, self.cu, self.lens, self.table, None, self.scale, 0, 0.0, *more)
         return lambda: kernel(*args, self.out)
 
@@ -165,7 +184,8 @@ def measure(cell: Cell) -> dict[str, Any]:
     copies = max(1, min(8, ROTATED // cell.bytes))
     steps = [Step(cell) for _ in range(copies)]
     ways: dict[str, Callable[[Step], Call]] = {
-        "fd-cuda": lambda step: step.call("paged_attention_step", cell.queries),
+        "fd-cuda": lambda step: step.call(NAME, cell.queries),
+        **{f"fd-cuda-{c}": (lambda step, c=c: step.call(NAME, cell.queries, codes=c)) for c in CODES},
         **peers(cell),
     }
     row: dict[str, Any] = {"cell": cell.name}

@@ -39,7 +39,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"choices": ["auto", "out_in", "in_out"], "help": "of linear weights"},
     ),
     "--quantization": ("quantization", {"help": "quantisation method"}),
-    "--kv-cache-dtype": ("kv_cache_dtype", {"choices": ["auto", "bfloat16", "float16", "float32", "int8"]}),
+    "--kv-cache-dtype": (
+        "kv_cache_dtype",
+        {"choices": ["auto", "bfloat16", "float16", "float32", "int8", "float8_e4m3fn"]},
+    ),
     "--attention-backend": ("attention_backend", {"help": "attention backend by name"}),
     "--block-size": ("block_size", {"type": int, "help": "tokens of a KV block"}),
     "--max-model-len": ("max_model_len", {"type": int, "help": "context length in tokens"}),

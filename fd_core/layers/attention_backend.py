@@ -14,12 +14,14 @@ from fd_core.api.attention import (
     KVWrite,
 )
 from fd_core.api.device import DeviceInfo
-from fd_core.api.dtype import FLOATS, float32, int8
+from fd_core.api.dtype import FLOATS, dtype, float32
 from fd_core.api.tensor import Tensor
 from fd_core.api.verdict import ReasonCode, Verdict
-from fd_core.ops.kv_cache.reshape_and_cache_flash import SCALE_BYTES
+from fd_core.ops.kv_cache.reshape_and_cache_flash import LARGEST_CODE, SCALE_BYTES
 
 _MAX_HEAD_DIM = 512
+#: Types whose rows are followed by their scale.
+_CODES = tuple(map(dtype, LARGEST_CODE))
 _FLOAT_NAMES = " | ".join(map(str, FLOATS))
 _OTHER_BACKEND = "FD_ATTENTION_BACKEND names another backend, if one takes it (fd doctor lists them)"
 _MODEL = "correct it in the model's config.json"
@@ -42,7 +44,7 @@ def _verdicts(name: str, spec: AttentionSpec) -> Iterator[Verdict]:
         yield Verdict.no(
             ReasonCode.DTYPE, f"{name}.dtype", _FLOAT_NAMES, spec.dtype, f"--dtype {FLOATS[0]}"
         )
-    wanted = (*(FLOATS if spec.dtype == float32 else (spec.dtype,)), int8)
+    wanted = (*(FLOATS if spec.dtype == float32 else (spec.dtype,)), *_CODES)
     if spec.cache_dtype not in wanted:
         fix = f"use a cache of {spec.dtype}"
         want = " | ".join(map(str, wanted))
@@ -53,8 +55,8 @@ class PagedAttention(AttentionBackend):
     """`reshape_and_cache_flash`, then `paged_attention`.
 
     Pools are head-major, [blocks, kv_heads, block_size, head_dim]: what one key head reads of a block
-    is contiguous. The ops see them as [blocks, block_size, kv_heads, head_dim]. A row of an int8 cache
-    is followed by its scale.
+    is contiguous. The ops see them as [blocks, block_size, kv_heads, head_dim]. A row of a cache of
+    codes (int8, float8_e4m3fn) is followed by its scale.
     """
 
     name: ClassVar[str] = "PAGED_ATTN"
@@ -64,7 +66,7 @@ class PagedAttention(AttentionBackend):
         super().__init__(spec, device, ops)
         self._write = ops.reshape_and_cache_flash
         self._attend = ops.paged_attention
-        self._mode = "int8" if spec.cache_dtype == int8 else "auto"
+        self._mode = str(spec.cache_dtype) if spec.cache_dtype in _CODES else "auto"
         self._options = (float(spec.scale), spec.window or 0, float(spec.soft_cap or 0.0))
         self._views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
@@ -75,7 +77,7 @@ class PagedAttention(AttentionBackend):
 
     @classmethod
     def kv_layout(cls, spec: AttentionSpec) -> KVLayout:
-        row = spec.head_dim + (SCALE_BYTES if spec.cache_dtype == int8 else 0)
+        row = spec.head_dim + (SCALE_BYTES if spec.cache_dtype in _CODES else 0)
         shape = (spec.num_kv_heads, spec.block_size, row)
         elements = spec.num_kv_heads * spec.block_size * row
         return KVLayout(shape, 0, spec.cache_dtype, 2 * elements * spec.cache_dtype.itemsize)
@@ -100,7 +102,7 @@ class PagedAttention(AttentionBackend):
         self.attend(plan, q, cache, out, sinks=sinks)
 
     def destination(self, plan: AttentionBatch, cache: KVCache) -> KVWrite | None:
-        if self.spec.cache_dtype == int8:
+        if self.spec.cache_dtype in _CODES:
             return None  # to be quantised on the way
         return KVWrite(*self._logical(cache), plan.slot_mapping)
 

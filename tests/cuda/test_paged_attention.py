@@ -36,8 +36,8 @@ KERNELS: dict[str, Callable[[int], tuple[int, ...]]] = {
 }
 #: One block a multiprocessor, two stages, chunks of 64 keys, at least three of them a sequence.
 SMALL_CHUNKS = (2, 1, 64, 3)
-#: Quantised caches are refused: no kernel here reads them.
-CASES = [c for c in paged_attention.cases if not c.bench and not c.id.startswith("int8")]
+#: Quantised caches have kernels and tests of their own.
+CASES = [c for c in paged_attention.cases if not c.bench and not c.id.startswith(("int8", "float8"))]
 SPEC = AttentionSpec(8, 2, 128, 128**-0.5, dt.bfloat16, dt.bfloat16, 64)
 
 
@@ -303,6 +303,9 @@ class TestBackend:
         assert self.codes(SPEC, self.at("sm_90")) == set()
         odd = replace(SPEC, dtype=dt.float16, cache_dtype=dt.float16, head_dim=40, block_size=5, window=7)
         assert self.codes(odd, self.at("sm_70")) == set()
+        for spec in (SPEC, replace(odd, dtype=dt.float32)):
+            for codes in (dt.int8, dt.float8_e4m3fn):
+                assert self.codes(replace(spec, cache_dtype=codes), self.at("sm_80")) == set()
 
     def test_a_build_without_its_kernels_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("FD_CUDA_LIBRARY", raising=False)
@@ -337,3 +340,8 @@ class TestBackend:
         layout = CudaAttention.kv_layout(SPEC)
         assert layout.pool_shape(10) == (10, 2, 64, 128)
         assert layout.bytes_per_block == 2 * 2 * 64 * 128 * 2
+
+    def test_rows_of_codes_have_their_scale_behind_them(self) -> None:
+        layout = CudaAttention.kv_layout(replace(SPEC, cache_dtype=dt.int8))
+        assert layout.pool_shape(10) == (10, 2, 64, 132)
+        assert layout.bytes_per_block == 2 * 2 * 64 * 132

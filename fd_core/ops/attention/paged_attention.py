@@ -10,7 +10,7 @@ import numpy as np
 
 from fd_core.api.dtype import FLOATS
 from fd_core.ops.checks import DataError
-from fd_core.ops.kv_cache.reshape_and_cache_flash import int8_floats, int8_rows
+from fd_core.ops.kv_cache.reshape_and_cache_flash import LARGEST_CODE, code_floats, code_rows
 from fd_core.ops.schema import Array, Case, In, OptIn, Out, Tolerance, op
 
 TOLERANCE = Tolerance(
@@ -36,11 +36,12 @@ def random_inputs(
     soft_cap: float = 0.0,
     sinks: bool = False,
     cache_dtype: np.dtype[Any] | None = None,
-    int8_cache: bool = False,
+    codes: str = "",
 ) -> dict[str, Any]:
     """Inputs of a step: sequence s brings queries[s] tokens behind past[s] cached ones.
 
-    Blocks are scattered; every slot that no query may see, and every block of no sequence, holds NaN.
+    `codes`: the type of a cache of codes with scales. Blocks are scattered; every slot that no query may
+    see, and every block of no sequence, holds NaN.
     """
     lengths = [n + p if n else 0 for n, p in zip(queries, past, strict=True)]
     needed = [-(-n // block_size) for n in lengths]
@@ -53,7 +54,7 @@ def random_inputs(
         at = np.arange(n)
         rows = rng.standard_normal((2, n, heads[1], dim))
         pool[:, table[s, at // block_size], at % block_size] = rows
-    key_cache, value_cache = int8_rows(pool) if int8_cache else pool.astype(cache_dtype or dtype)
+    key_cache, value_cache = code_rows(pool, codes) if codes else pool.astype(cache_dtype or dtype)
     return {
         "q": rng.standard_normal((sum(queries), heads[0], dim)).astype(dtype),
         "key_cache": key_cache,
@@ -94,8 +95,10 @@ CASES = [
     _case("sinks", [6, 1], [0, 270], sinks=True, window=128),
     _case("soft-cap", [6, 1], [0, 270], soft_cap=5.0),
     _case("group-7", [4, 1], [20, 100], heads=(7, 1), dim=128),
-    _case("int8-cache", [1, 0, 5, 33], [600, 7, 250, 0], heads=(6, 2), dim=40, int8_cache=True),
-    _case("int8-decode", [1, 1], [40, 511], dim=128, int8_cache=True),
+    _case("int8-cache", [1, 0, 5, 33], [600, 7, 250, 0], heads=(6, 2), dim=40, codes="int8"),
+    _case("int8-decode", [1, 1], [40, 511], dim=128, codes="int8"),
+    _case("float8-cache", [1, 0, 5, 33], [600, 7, 250, 0], heads=(6, 2), dim=40, codes="float8_e4m3fn"),
+    _case("float8-decode", [1, 1], [40, 511], dim=128, codes="float8_e4m3fn"),
     _case("decode-4096", [1], [4095], bench=True, **_LARGE),
     _case("prefill-512", [512], [0], bench=True, **_LARGE),
 ]
@@ -134,7 +137,7 @@ def _attend(q: Array, k: Array, v: Array, seen: Array, sinks: Array | None, cap:
 
 
 def _floats(rows: Array) -> Array:
-    return (int8_floats(rows) if rows.dtype == np.int8 else rows).astype(np.float64)
+    return (code_floats(rows) if rows.dtype.name in LARGEST_CODE else rows).astype(np.float64)
 
 
 @op(
@@ -160,8 +163,8 @@ def paged_attention(
 
     q, out [tokens, heads, dim] float32 | bfloat16 | float16, dim a multiple of 8 up to 512, last
     stride 1, others free. key_cache, value_cache: logical [blocks, block_size, kv_heads, dim] float32 |
-    bfloat16 | float16, whatever the memory order (last stride 1), or int8 [..., dim + 4] as
-    reshape_and_cache_flash writes it: codes, then their scale; heads is a multiple of kv_heads and
+    bfloat16 | float16, whatever the memory order (last stride 1), or int8 | float8_e4m3fn [..., dim + 4]
+    as reshape_and_cache_flash writes it: codes, then their scale; heads is a multiple of kv_heads and
     query head h reads key head h // (heads / kv_heads). cu_seqlens_q [sequences + 1] int32: exclusive
     prefix sum of queries; rows of out behind its last entry stay as they are. seq_lens [sequences]
     int32: keys visible to a sequence's last query, this step's included. block_table [sequences,

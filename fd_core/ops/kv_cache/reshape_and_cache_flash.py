@@ -13,19 +13,28 @@ from fd_core.ops.schema import Array, Case, In, InOut, OptInOut, Tolerance, op
 TOLERANCE = Tolerance(
     "copies are bit for bit; the quantiser's maximum, division and roundings are each one IEEE op"
 )
-_MODES = ("auto", "", "fp8_e4m3", "int8")
-#: A row of int8 codes is followed by its scale, float32.
+_MODES = ("auto", "", "fp8_e4m3", "int8", "float8_e4m3fn")
+#: The largest codes of types whose rows are followed by their scale.
+LARGEST_CODE = {"int8": 127, "float8_e4m3fn": 448}
+#: The scale's, float32.
 SCALE_BYTES = 4
 #: Below it everything counts as zero: 127 / absmax would overflow.
 _TINY = np.float32(1e-30)
+
+
+def _kind(name: str) -> np.dtype[Any]:
+    """The NumPy type of codes."""
+    import ml_dtypes
+
+    return np.dtype(np.int8 if name == "int8" else ml_dtypes.float8_e4m3fn)
 
 
 def _case(tokens: int, heads: int, dim: int, block_size: int, mode: str, bench: bool = False) -> Case:
     def args(rng: np.random.Generator, dtype: np.dtype[Any]) -> dict[str, Any]:
         blocks = tokens // block_size + 2
         key, value = (rng.standard_normal((tokens, heads, dim)).astype(dtype) for _ in range(2))
-        cache_type = np.dtype({"fp8_e4m3": np.uint8, "int8": np.int8}.get(mode, dtype))
-        pool = (blocks, block_size, heads, dim + SCALE_BYTES * (mode == "int8"))
+        cache_type = np.uint8 if mode == "fp8_e4m3" else _kind(mode) if mode in LARGEST_CODE else dtype
+        pool = (blocks, block_size, heads, dim + SCALE_BYTES * (mode in LARGEST_CODE))
         key_cache, value_cache = (rng.integers(0, 9, pool).astype(cache_type) for _ in range(2))
         slots = rng.permutation(blocks * block_size)[:tokens].astype(np.int64)
         slots[1::5] = -1
@@ -52,7 +61,8 @@ def _rounding_case(cache: str) -> Case:
 
 CASES = [_case(0, 2, 64, 16, "auto"), _case(1, 1, 8, 1, ""), _case(7, 3, 24, 16, "auto")]
 CASES += [_case(7, 2, 64, 16, "fp8_e4m3"), _case(5, 3, 24, 4, "fp8_e4m3"), _case(40, 8, 128, 64, "auto")]
-CASES += [_case(7, 2, 64, 16, "int8"), _case(5, 3, 24, 4, "int8")]
+CASES += [_case(7, 2, 64, 16, mode) for mode in LARGEST_CODE]
+CASES += [_case(5, 3, 24, 4, mode) for mode in LARGEST_CODE]
 CASES += [_rounding_case("bfloat16"), _rounding_case("float16")]
 CASES += [_case(1, 8, 128, 64, "auto", bench=True), _case(512, 8, 128, 64, "auto", bench=True)]
 
@@ -65,21 +75,25 @@ def _codes(rows: Array, scale: Array) -> Array:
     return np.where(np.isnan(scaled), np.uint8(0x7F), codes)
 
 
-def int8_rows(rows: Array) -> Array:
-    """Rows [..., dim] as codes and, behind them, the bytes of the scale: [..., dim + 4] int8."""
+def code_rows(rows: Array, kind: str) -> Array:
+    """Rows [..., dim] as codes of type `kind` and, behind them, their scale's bytes: [..., dim + 4]."""
+    largest = np.float32(LARGEST_CODE[kind])
     most = np.abs(rows).max(axis=-1, keepdims=True, initial=0).astype(np.float32)
     finite = np.isfinite(most)
     usable = finite & (most > _TINY)
-    inverse = np.divide(np.float32(127), most, where=usable, out=np.zeros_like(most))
+    inverse = np.divide(largest, most, where=usable, out=np.zeros_like(most))
     with np.errstate(invalid="ignore"):
         scaled = np.where(usable, rows * inverse, np.float32(0))
-    scale = np.where(usable, most / np.float32(127), np.where(finite, np.float32(0), np.float32(np.nan)))
-    codes = np.clip(np.rint(scaled), -127, 127).astype(np.int8)
-    return np.concatenate([codes, np.ascontiguousarray(scale).view(np.int8)], axis=-1)
+    scale = np.where(usable, most / largest, np.where(finite, np.float32(0), np.float32(np.nan)))
+    if kind == "int8":
+        scaled = np.rint(scaled)
+    codes = np.clip(scaled, -largest, largest).astype(_kind(kind)).view(np.int8)
+    together = np.concatenate([codes, np.ascontiguousarray(scale).view(np.int8)], axis=-1)
+    return together.view(_kind(kind))
 
 
-def int8_floats(rows: Array) -> Array:
-    """The inverse: [..., dim + 4] int8 to [..., dim] float32."""
+def code_floats(rows: Array) -> Array:
+    """The inverse: [..., dim + 4] codes to [..., dim] float32."""
     scale = np.ascontiguousarray(rows[..., -SCALE_BYTES:]).view(np.float32)
     return np.asarray(rows[..., :-SCALE_BYTES].astype(np.float32) * scale)
 
@@ -87,8 +101,8 @@ def int8_floats(rows: Array) -> Array:
 def _write(source: Array, cache: Array, slots: Array, scales: Array | None, mode: str) -> None:
     seen = slots >= 0
     block, offset = np.divmod(slots[seen], cache.shape[1])
-    if mode == "int8":
-        cache[block, offset] = int8_rows(source[seen].astype(np.float32))
+    if mode in LARGEST_CODE:
+        cache[block, offset] = code_rows(source[seen].astype(np.float32), mode)
         return
     if mode != "fp8_e4m3":
         cache[block, offset] = source[seen].astype(cache.dtype)
@@ -125,9 +139,10 @@ def reshape_and_cache_flash(
     are written with scale = max(absmax / 448, 1e-12) over dim, the caches with the e4m3fn codes of
     x / scale (nearest even, saturating, NaN = 0x7f): x ~ code * scale.
 
-    "int8", beyond the specification too: int8 caches whose last dimension is dim + 4: the codes of a
-    head's row, nearest even of x * (127 / absmax), then its scale absmax / 127 as the four bytes of a
-    float32: x ~ code * scale. A row with a NaN or an infinity has codes 0 and scale NaN.
+    "int8" and "float8_e4m3fn", beyond the specification too: caches of that type whose last dimension is
+    dim + 4: the codes of a head's row, nearest even of x * (largest / absmax) with the type's largest code
+    of 127 or 448, then its scale absmax / largest as the four bytes of a float32: x ~ code * scale. A row
+    with a NaN or an infinity has codes 0 and scale NaN.
 
     Raises ValueError for a slot >= blocks * block_size, a mismatch of shapes, missing scales or an
     unknown kv_cache_dtype, TypeError for dtypes; nothing is written then. Source: ops-attention-kv §6.

@@ -102,6 +102,7 @@ template void run(const Call&, Pool<float>, Pool<float>);
 template void run(const Call&, Pool<bf16>, Pool<bf16>);
 template void run(const Call&, Pool<f16>, Pool<f16>);
 template void run(const Call&, Pool<q8>, Pool<q8>);
+template void run(const Call&, Pool<e4m3>, Pool<e4m3>);
 
 }  // namespace attn
 }  // namespace fd

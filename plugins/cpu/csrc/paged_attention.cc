@@ -11,7 +11,8 @@ void check_shapes(const Tensor& q, const Tensor& key_cache, const Tensor& value_
                   const Tensor& cu_seqlens_q, const Tensor& seq_lens, const Tensor& block_table,
                   const OptTensor& sinks, const Tensor& out) {
   Check{kOp, "q", q}.rank(3).inner_contiguous();
-  const int64_t tail = is<int8_t>(key_cache) ? attn::kScaleBytes : 0;
+  const bool coded = is<int8_t>(key_cache) || is<e4m3>(key_cache);
+  const int64_t tail = coded ? attn::kScaleBytes : 0;
   Check{kOp, "key_cache", key_cache}.rank(4).dim(3, q.size(2) + tail).inner_contiguous();
   Check{kOp, "value_cache", value_cache}.same_shape(key_cache).same_dtype(key_cache);
   Check{kOp, "value_cache", value_cache}.inner_contiguous();
@@ -91,6 +92,8 @@ void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_s
   check_sequences(call, q.size(0), block_table.size(1));
   if (is<int8_t>(key_cache))
     return attn::run(call, attn::pool<attn::q8>(key_cache), attn::pool<attn::q8>(value_cache));
+  if (is<e4m3>(key_cache))
+    return attn::run(call, attn::pool<e4m3>(key_cache), attn::pool<e4m3>(value_cache));
   dispatch_float(kOp, "key_cache", key_cache, [&](auto tag) {
     using T = decltype(tag);
     attn::run(call, attn::pool<T>(key_cache), attn::pool<T>(value_cache));

@@ -107,15 +107,36 @@ void quantize_int8(const Side& side, const int64_t* slots) {
   });
 }
 
-// What becomes of the rows.
-enum class Mode { kCopy, kFp8, kInt8 };
+// The same with e4m3 codes.
+template <typename T>
+void quantize_float8(const Side& side, const int64_t* slots) {
+  const int64_t dim = side.from.size(2);
+  const T* src = side.from.data<T>();
+  uint8_t* dst = side.to.data<uint8_t>();
+  for_tokens(side, slots, [&](int64_t from, int64_t slot, int64_t h) {
+    const Scale scale(absmax(src + from, dim), kE4m3Largest);
+    uint8_t* out = dst + side.to_offset(slot, h);
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const int n = static_cast<int>(dim - d < kLanes ? dim - d : kLanes);
+      const vf scaled = load_tail(src + from + d, n) * scale.of_floats;
+      store_codes(out + d, scale.of_floats == 0.0f ? vu{} : e4m3_codes(scaled), n);
+    }
+    std::memcpy(out + dim, &scale.of_codes, sizeof(float));
+  });
+}
+
+// What becomes of the rows: copies, codes with scales in tensors of their own, or behind the row.
+enum class Mode { kCopy, kFp8, kInt8, kFloat8 };
+
+bool scale_behind(Mode mode) { return mode == Mode::kInt8 || mode == Mode::kFloat8; }
 
 Mode mode_of(std::string_view name) {
   if (name == "fp8_e4m3") return Mode::kFp8;
   if (name == "int8") return Mode::kInt8;
+  if (name == "float8_e4m3fn") return Mode::kFloat8;
   if (name != "auto" && !name.empty())
-    fail("ValueError", kOp, ".kv_cache_dtype: want \"auto\", \"int8\" or \"fp8_e4m3\", have \"",
-         name, "\"");
+    fail("ValueError", kOp, ".kv_cache_dtype: want \"auto\", \"fp8_e4m3\", \"int8\" or ",
+         "\"float8_e4m3fn\", have \"", name, "\"");
   return Mode::kCopy;
 }
 
@@ -130,18 +151,17 @@ void check_cache(const Side& side, const Tensor& key_cache, int64_t tail) {
 
 void check_side(const Side& side, const Tensor& key, const Tensor& key_cache, Mode mode) {
   Check{kOp, side.from_name, side.from}.rank(3).same_shape(key).same_dtype(key).inner_contiguous();
-  check_cache(side, key_cache, mode == Mode::kInt8 ? sizeof(float) : 0);
+  check_cache(side, key_cache, scale_behind(mode) ? sizeof(float) : 0);
   const char* scale_name = side.from_name[0] == 'k' ? "k_scale" : "v_scale";
-  if (mode == Mode::kInt8) {
-    Check{kOp, side.to_name, side.to}.dtype<int8_t>("int8");
-    return;
-  }
+  const Check to{kOp, side.to_name, side.to};
+  if (mode == Mode::kInt8) return void(to.dtype<int8_t>("int8"));
+  if (mode == Mode::kFloat8) return void(to.dtype<e4m3>("float8_e4m3fn"));
   if (mode == Mode::kCopy) {
     const bool rounds = is<float>(side.from) && (is<bf16>(side.to) || is<f16>(side.to));
-    if (!rounds) Check{kOp, side.to_name, side.to}.same_dtype(side.from);
+    if (!rounds) to.same_dtype(side.from);
     return;
   }
-  Check{kOp, side.to_name, side.to}.dtype<uint8_t>("uint8");
+  to.dtype<uint8_t>("uint8");
   if (!side.scale)
     fail("ValueError", kOp, ".", scale_name, ": want a tensor with fp8_e4m3, have None");
   Check{kOp, scale_name, side.scale}.dtype<float>("float32").rank(3);
@@ -165,6 +185,7 @@ void write_side(const Side& side, const int64_t* slots, Mode mode) {
   dispatch_float(kOp, side.from_name, side.from, [&](auto tag) {
     if (mode == Mode::kFp8) return quantize<decltype(tag)>(side, slots);
     if (mode == Mode::kInt8) return quantize_int8<decltype(tag)>(side, slots);
+    if (mode == Mode::kFloat8) return quantize_float8<decltype(tag)>(side, slots);
     if (side.from.dtype().bits == side.to.dtype().bits) return copy_bits(side, slots);
     if (is<bf16>(side.to)) return round_to<bf16>(side, slots);
     round_to<f16>(side, slots);

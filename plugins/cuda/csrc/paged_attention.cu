@@ -1,4 +1,5 @@
 #include "fd/attention.cuh"
+#include "fd/fp8.cuh"
 #include "fd/reduce.cuh"
 
 namespace fd {
@@ -20,6 +21,40 @@ __device__ __forceinline__ void load8(const T* from, bool vectors, float (&x)[8]
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = to_float(from[i]);
   }
+}
+
+// Eight codes; rows of them start at multiples of 4 bytes if at all.
+template <typename C>
+__device__ __forceinline__ void load8_codes(const C* from, bool vectors, float (&x)[8]) {
+  Vec<C, 4> pack[2];
+  if (vectors) {
+    pack[0] = reinterpret_cast<const Vec<C, 4>*>(from)[0];
+    pack[1] = reinterpret_cast<const Vec<C, 4>*>(from)[1];
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) pack[i / 4][i % 4] = from[i];
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = to_float(pack[i / 4][i % 4]);
+}
+template <>
+__device__ __forceinline__ void load8<int8_t>(const int8_t* from, bool vectors, float (&x)[8]) {
+  load8_codes(from, vectors, x);
+}
+template <>
+__device__ __forceinline__ void load8<e4m3>(const e4m3* from, bool vectors, float (&x)[8]) {
+  load8_codes(from, vectors, x);
+}
+
+// What a row's elements are times: the scale behind its `dim` codes.
+template <typename T>
+__device__ __forceinline__ float row_scale(const T* row, int dim) {
+  if constexpr (sizeof(T) > 1) return 1.f;
+  const uint8_t* at = reinterpret_cast<const uint8_t*>(row + dim);
+  uint32_t bits = 0;
+#pragma unroll
+  for (int b = 0; b < 4; ++b) bits |= uint32_t{at[b]} << 8 * b;
+  return __uint_as_float(bits);
 }
 
 // `kind`: 0 float, 1 bf16, 2 f16 (fd/attention.h).
@@ -60,15 +95,15 @@ __device__ __forceinline__ float attention_dot(const T* row, const float (&q)[P]
 #pragma unroll
   for (int step = 1; step < kAttentionLanes; step *= 2)
     dot += __shfl_xor_sync(0xffffffffu, dot, step);
-  return dot;
+  return dot * row_scale(row, dim);
 }
 
 template <typename T, int P>
 __device__ __forceinline__ void attention_add(const T* row, float logit, int lane, int dim,
                                               bool vectors, AttentionSums<P>& sums) {
   const float top = fmaxf(sums.top, logit), old = attention_rescale(sums.top, top);
-  const float weight = attention_exp2(logit - top);
-  sums.top = top, sums.total = sums.total * old + weight;
+  const float share = attention_exp2(logit - top), weight = share * row_scale(row, dim);
+  sums.top = top, sums.total = sums.total * old + share;
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const int d = (p * kAttentionLanes + lane) * 8;
@@ -161,6 +196,8 @@ void attend_plain_as(const Launch& on, const AttentionCall& call) {
 void attend_plain(const Launch& on, const AttentionCall& call) {
   if (call.cache_kind == kFloat32) return attend_plain_as<float>(on, call);
   if (call.cache_kind == kBfloat16) return attend_plain_as<bf16>(on, call);
+  if (call.cache_kind == kInt8) return attend_plain_as<int8_t>(on, call);
+  if (call.cache_kind == kE4m3) return attend_plain_as<e4m3>(on, call);
   attend_plain_as<f16>(on, call);
 }
 
@@ -169,6 +206,10 @@ void attend_plain(const Launch& on, const AttentionCall& call) {
 constexpr int kSplitRows = 32;
 
 void attend(const Launch& on, const AttentionCall& call) {
+  if (call.quantized()) {
+    const bool fits = kv8_fits != nullptr && kv8_fits(on, call);
+    return fits ? attend_kv8(on, call) : attend_plain(on, call);
+  }
   if (split_fits == nullptr || !split_fits(on, call)) return attend_plain(on, call);
   if (call.max_queries * call.group() <= kSplitRows) return attend_split(on, call, INT32_MAX);
   const bool sm90 = sm90_fits != nullptr && sm90_fits(on, call);

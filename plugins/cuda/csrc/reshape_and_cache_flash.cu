@@ -46,6 +46,25 @@ __global__ void reshape_and_cache_flash_copy(ReshapeAndCache all) {
   *reinterpret_cast<Vec<C, N>*>(to) = Converted<T, C, N>::of(from);
 }
 
+template <typename C>
+constexpr float kLargestCode = 127.f;
+template <>
+constexpr float kLargestCode<e4m3> = kE4m3Largest;
+
+// Codes of N floats, the nearest, ties to even.
+template <typename C, int N>
+__device__ __forceinline__ Vec<C, N> codes_of(const float (&x)[N]) {
+  if constexpr (kLargestCode<C> == kE4m3Largest) {
+    return e4m3_codes<N>(x);
+  } else {
+    Vec<C, N> codes;
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      codes[i] = static_cast<C>(min(max(__float2int_rn(x[i]), -127), 127));
+    return codes;
+  }
+}
+
 // How a row is scaled and encoded, from the bits of its largest magnitude (NaN above infinity).
 struct E4m3Row {
   float scale;
@@ -63,25 +82,25 @@ struct E4m3Row {
   }
 };
 
-// Below 1e-30 all counts as zero; a NaN or an infinity makes the scale NaN and the codes 0.
-struct Int8Row {
+// Rows with their scale behind them, of codes up to C's largest. Below 1e-30 all counts as zero; a
+// NaN or an infinity makes the scale NaN and the codes 0.
+template <typename C>
+struct CodeRow {
+  static constexpr float kLargest = kLargestCode<C>;
   float scale, inverse;
 
-  __device__ __forceinline__ explicit Int8Row(uint32_t bits) {
+  __device__ __forceinline__ explicit CodeRow(uint32_t bits) {
     const float most = __uint_as_float(bits);
     const bool finite = bits < 0x7f800000u, usable = finite && most > 1e-30f;
-    inverse = usable ? __fdiv_rn(127.f, most) : 0.f;
-    scale = usable ? __fdiv_rn(most, 127.f) : finite ? 0.f : __uint_as_float(0x7fc00000u);
+    inverse = usable ? __fdiv_rn(kLargest, most) : 0.f;
+    scale = usable ? __fdiv_rn(most, kLargest) : finite ? 0.f : __uint_as_float(0x7fc00000u);
   }
   template <int N>
   __device__ __forceinline__ void encode(const float (&x)[N], uint8_t* to) const {
-    Vec<uint8_t, N> codes;
+    float scaled[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const int code = inverse == 0.f ? 0 : __float2int_rn(__fmul_rn(x[i], inverse));
-      codes[i] = static_cast<uint8_t>(min(max(code, -127), 127));
-    }
-    *reinterpret_cast<Vec<uint8_t, N>*>(to) = codes;
+    for (int i = 0; i < N; ++i) scaled[i] = inverse == 0.f ? 0.f : __fmul_rn(x[i], inverse);
+    *reinterpret_cast<Vec<C, N>*>(to) = codes_of<C, N>(scaled);
   }
 };
 
@@ -160,14 +179,21 @@ inline void reshape_check_scale(const ReshapeSide& side) {
   for (int i = 0; i < 3; ++i) Check{op, side.scale_name, side.scale}.dim(i, side.to.size(i));
 }
 
-enum class CacheMode { kAuto, kFp8, kInt8 };
+enum class CacheMode { kAuto, kFp8, kInt8, kE4m3 };
+
+// Whether a row's scale lies behind its codes.
+inline bool reshape_rows(CacheMode mode) {
+  return mode == CacheMode::kInt8 || mode == CacheMode::kE4m3;
+}
 
 inline CacheMode reshape_mode(std::string_view name) {
   if (name == "fp8_e4m3") return CacheMode::kFp8;
   if (name == "int8") return CacheMode::kInt8;
+  if (name == "float8_e4m3fn") return CacheMode::kE4m3;
   if (name != "auto" && !name.empty())
-    fail("ValueError", "reshape_and_cache_flash.kv_cache_dtype: want \"auto\", \"fp8_e4m3\" or ",
-         "\"int8\", have \"", name, "\"");
+    fail("ValueError",
+         "reshape_and_cache_flash.kv_cache_dtype: want \"auto\", \"fp8_e4m3\", \"int8\" or ",
+         "\"float8_e4m3fn\", have \"", name, "\"");
   return CacheMode::kAuto;
 }
 
@@ -177,7 +203,7 @@ inline void reshape_check_side(const ReshapeSide& side, const Tensor& key, const
   const Check from{op, side.from_name, side.from}, to{op, side.to_name, side.to};
   from.rank(3).same_shape(key).same_dtype(key).inner_contiguous();
   to.rank(4).inner_contiguous().same_shape(key_cache).same_dtype(key_cache);
-  const int64_t row = side.from.size(2) + (mode == CacheMode::kInt8 ? sizeof(float) : 0);
+  const int64_t row = side.from.size(2) + (reshape_rows(mode) ? sizeof(float) : 0);
   to.dim(2, side.from.size(1)).dim(3, row);
   if (side.from.size(2) % 8 != 0)
     fail("ValueError", op, ".", side.from_name,
@@ -187,6 +213,8 @@ inline void reshape_check_side(const ReshapeSide& side, const Tensor& key, const
     reshape_check_scale(side);
   else if (mode == CacheMode::kInt8)
     to.dtype<int8_t>("int8");
+  else if (mode == CacheMode::kE4m3)
+    to.dtype<e4m3>("float8_e4m3fn");
   else if (!rounds)
     to.same_dtype(side.from);
 }
@@ -230,7 +258,8 @@ void reshape_quantize_by(const Launch& on, const ReshapeAndCache& all) {
   reshape_run(on, reshape_and_cache_flash_quantize<T, Row, N>, all, lanes, lanes);
 }
 
-// Rows of int8 are 4 bytes longer than their codes: four codes are aligned where eight are not.
+// Rows with a scale are 4 bytes longer than their codes: four codes are aligned where eight are
+// not.
 template <typename T>
 void reshape_quantize(const Launch& on, const ReshapeSide (&sides)[2], const ReshapeAndCache& all,
                       CacheMode mode) {
@@ -240,8 +269,13 @@ void reshape_quantize(const Launch& on, const ReshapeSide (&sides)[2], const Res
   if (mode == CacheMode::kFp8 && aligned(16))
     return reshape_quantize_by<T, E4m3Row, kPack<T>>(on, all);
   if (mode == CacheMode::kFp8) return reshape_quantize_by<T, E4m3Row, 1>(on, all);
-  if (aligned(4 * sizeof(T))) return reshape_quantize_by<T, Int8Row, 4>(on, all);
-  reshape_quantize_by<T, Int8Row, 1>(on, all);
+  const auto rows = [&](auto code) {
+    using Row = CodeRow<decltype(code)>;
+    if (aligned(4 * sizeof(T))) return reshape_quantize_by<T, Row, 4>(on, all);
+    reshape_quantize_by<T, Row, 1>(on, all);
+  };
+  if (mode == CacheMode::kInt8) return rows(int8_t{});
+  rows(e4m3{});
 }
 
 inline void reshape_write(const Launch& on, const ReshapeSide (&sides)[2], const Ids& slots,

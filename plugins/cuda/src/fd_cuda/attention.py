@@ -14,7 +14,7 @@ from fd_core.api.attention import (
     KVWrite,
 )
 from fd_core.api.device import DeviceInfo
-from fd_core.api.dtype import FLOATS, bfloat16, float32
+from fd_core.api.dtype import FLOATS, bfloat16, float8_e4m3fn, float32, int8
 from fd_core.api.tensor import Tensor
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_cuda import library
@@ -25,6 +25,8 @@ _OTHER = "FD_ATTENTION_BACKEND names another backend, if one takes it (fd doctor
 _MODEL = "correct it in the model's config.json"
 #: The split kernel keeps partial results in device memory.
 _SPLIT, _SPLIT_FROM = "paged_attention_split", 80
+#: Types of caches whose rows are followed by their scale, float32.
+_CODES, _SCALE_BYTES = (int8, float8_e4m3fn), 4
 
 
 def check_heads(name: str, spec: AttentionSpec) -> Iterator[Verdict]:
@@ -41,12 +43,12 @@ def check_heads(name: str, spec: AttentionSpec) -> Iterator[Verdict]:
 
 
 def check_types(name: str, spec: AttentionSpec, device: DeviceInfo) -> Iterator[Verdict]:
-    """float32 reads a cache of any float type; 16-bit types one of their own."""
+    """float32 reads a cache of any float type, 16-bit types one of their own; all of them codes."""
     allowed = tuple(t for t in FLOATS if t != bfloat16 or device.arch_rank >= BF16_FROM)
     if spec.dtype not in allowed:
         want = " | ".join(map(str, allowed))
         yield Verdict.no(ReasonCode.DTYPE, f"{name}.dtype", want, spec.dtype, "--dtype float16")
-    wanted = allowed if spec.dtype == float32 else (spec.dtype,)
+    wanted = (*(allowed if spec.dtype == float32 else (spec.dtype,)), *_CODES)
     if spec.cache_dtype not in wanted:
         want, fix = " | ".join(map(str, wanted)), f"use a cache of {spec.dtype}"
         yield Verdict.no(ReasonCode.DTYPE, f"{name}.cache_dtype", want, spec.cache_dtype, fix)
@@ -60,15 +62,16 @@ def check_device(name: str, device: DeviceInfo) -> Verdict:
 
 def head_major(spec: AttentionSpec) -> KVLayout:
     """Pools [blocks, kv_heads, block_size, head_dim]: what one key head reads of a block is contiguous."""
-    shape = (spec.num_kv_heads, spec.block_size, spec.head_dim)
-    elements = spec.num_kv_heads * spec.block_size * spec.head_dim
+    row = spec.head_dim + (_SCALE_BYTES if spec.cache_dtype in _CODES else 0)
+    shape = (spec.num_kv_heads, spec.block_size, row)
+    elements = spec.num_kv_heads * spec.block_size * row
     return KVLayout(shape, 0, spec.cache_dtype, 2 * elements * spec.cache_dtype.itemsize)
 
 
 class CudaAttention(AttentionBackend):
     """Decoding split over the sequence, prefill in tiles on tensor cores; a plain kernel below sm_80 and
-    for float32. Beside what the op `paged_attention` gets, the kernels learn the longest query, so that
-    a decoding step is one launch.
+    for float32. Caches of int8 or float8 are read as codes, by kernels of their own. Beside what the op
+    `paged_attention` gets, the kernels learn the longest query, so that a decoding step is one launch.
 
     The scratch of partial results is allocated when the backend is built, so steps may be captured; each
     stream that runs steps of its own gets another.
@@ -81,6 +84,7 @@ class CudaAttention(AttentionBackend):
         super().__init__(spec, device, ops)
         self._write = ops.reshape_and_cache_flash
         self._attend = library.function("paged_attention_step")
+        self._mode = str(spec.cache_dtype) if spec.cache_dtype in _CODES else "auto"
         self._options = (float(spec.scale), spec.window or 0, float(spec.soft_cap or 0.0))
         self._views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         if device.arch_rank >= _SPLIT_FROM:
@@ -118,10 +122,12 @@ class CudaAttention(AttentionBackend):
         sinks: Tensor | None = None,
     ) -> None:
         keys, values = self._logical(cache)
-        self._write(k, v, keys, values, plan.slot_mapping, None, None, "auto")
+        self._write(k, v, keys, values, plan.slot_mapping, None, None, self._mode)
         self.attend(plan, q, cache, out, sinks=sinks)
 
-    def destination(self, plan: AttentionBatch, cache: KVCache) -> KVWrite:
+    def destination(self, plan: AttentionBatch, cache: KVCache) -> KVWrite | None:
+        if self.spec.cache_dtype in _CODES:
+            return None  # to be quantised on the way
         return KVWrite(*self._logical(cache), plan.slot_mapping)
 
     def attend(

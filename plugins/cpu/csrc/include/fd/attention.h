@@ -228,8 +228,7 @@ class Engine {
   }
 
   bool widens(int64_t n) const {
-    return std::is_same_v<T, q8> || call_.dim != padded_ ||
-           (sizeof(T) < sizeof(float) && n >= kWidenRows);
+    return kCoded<T> || call_.dim != padded_ || (sizeof(T) < sizeof(float) && n >= kWidenRows);
   }
 
   // `range` of `src` as floats in the chunk buffer, rows padded with zeros.
@@ -244,23 +243,30 @@ class Engine {
 
   template <typename U>
   void widen_one(const U* src, float* dst) const {
+    if constexpr (kCoded<U>)
+      widen_codes(src, dst);
+    else
+      widen_floats(src, dst);
+  }
+  template <typename U>
+  void widen_floats(const U* src, float* dst) const {
     int64_t d = 0;
     for (; d + kWidth <= call_.dim / kLanes * kLanes; d += kWidth)
       store_part(dst + d, load_part(src + d));
     if (d < call_.dim) store16(dst + d, load_tail(src + d, static_cast<int>(call_.dim - d)));
   }
-  void widen_one(const q8* src, float* dst) const {
+  template <typename U>
+  void widen_codes(const U* src, float* dst) const {
     float scale;
     std::memcpy(&scale, src + call_.dim, kScaleBytes);
     int64_t d = 0;
     for (; d + kWidth <= call_.dim; d += kWidth) store_part(dst + d, load_part(src + d) * scale);
-    for (; d < padded_; ++d)
-      dst[d] = d < call_.dim ? static_cast<float>(src[d].code) * scale : 0.0f;
+    for (; d < padded_; ++d) dst[d] = d < call_.dim ? code_float(src[d]) * scale : 0.0f;
   }
 
   void scores(int64_t n, const T* const* k, Range range, const Memory& m) const {
     range.end = (range.end + kLanes - 1) & ~(kLanes - 1);
-    if constexpr (!std::is_same_v<T, q8>)
+    if constexpr (!kCoded<T>)
       if (!widens(n)) return qk(n, k, range, m);
     const float* wide[kSplit];
     widen(k, range, m, wide);
@@ -268,7 +274,7 @@ class Engine {
   }
 
   void values(int64_t n, const T* const* v, Range range, const Memory& m, float* acc) const {
-    if constexpr (!std::is_same_v<T, q8>)
+    if constexpr (!kCoded<T>)
       if (!widens(n)) return pv(n, v, range, m, acc);
     const float* wide[kSplit];
     widen(v, range, m, wide);

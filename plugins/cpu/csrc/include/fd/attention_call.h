@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fd/check.h"
+#include "fd/fp8.h"
 
 namespace fd {
 namespace attn {
@@ -24,11 +25,19 @@ struct Call {
   int64_t padded() const { return (dim + kLanes - 1) / kLanes * kLanes; }
 };
 
-// A code of a quantised row: dim of them, then the row's scale, float32.
+// A code of a quantised row, an integer or an e4m3: dim of them, then the row's scale, float32.
 struct q8 {
   int8_t code;
 };
+template <typename T>
+constexpr bool kCoded = std::is_same_v<T, q8> || std::is_same_v<T, e4m3>;
 constexpr int64_t kScaleBytes = sizeof(float);
+
+inline float code_float(q8 x) { return x.code; }
+inline float code_float(e4m3 x) {
+  const float size = as_float((x.bits & 0x7fu) << 20) * as_float(0x7b800000u);  // * 2^120
+  return x.bits & 0x80u ? -size : size;
+}
 
 // One layer's keys or values: logical [blocks, block_size, kv_heads, dim], strides in elements.
 template <typename T>
@@ -37,7 +46,8 @@ struct Pool {
   int64_t block, slot, head;
 };
 
-// The kernel: defined once, for T = float, bf16, f16 and q8. Everything has been checked before.
+// The kernel: defined once, for T = float, bf16, f16, q8 and e4m3. Everything has been checked
+// before.
 template <typename T>
 void run(const Call& call, Pool<T> key, Pool<T> value);
 

@@ -31,6 +31,12 @@ inline vw load_part(const q8* p) {
   typedef int8_t vbw __attribute__((vector_size(kWidth)));
   return __builtin_convertvector(load_as<vbw>(p), vw);
 }
+inline vw load_part(const e4m3* p) {
+  typedef uint8_t vbw __attribute__((vector_size(kWidth)));
+  const gemm::vwu code = __builtin_convertvector(load_as<vbw>(p), gemm::vwu);
+  const vw size = reinterpret_cast<vw>((code & 0x7fu) << 20) * as_float(0x7b800000u);
+  return reinterpret_cast<vw>(reinterpret_cast<gemm::vwu>(size) | (code & 0x80u) << 24);
+}
 inline void store_part(float* p, vw v) { std::memcpy(p, &v, sizeof v); }
 
 #if defined(__AVX512F__)

@@ -2,13 +2,16 @@
 #pragma once
 #include "fd/attention.cuh"
 #include "fd/cuda.h"
+#include "fd/fp8.h"
 #include "fd/workspace.h"
 
 namespace fd {
 
+enum Kind { kFloat32, kBfloat16, kFloat16, kInt8, kE4m3 };
+
 // A checked step. `kind`: q's type, `cache_kind`: the cache's, as kFloat32 and so on.
 // `max_queries`: upper bound of one sequence's queries. `vectors`: every row of q, out and the
-// caches starts at a multiple of 16 bytes.
+// caches starts at a multiple of 16 bytes; rows of codes at one of 4.
 struct AttentionCall {
   AttentionArgs args;
   int kind, cache_kind;
@@ -16,9 +19,8 @@ struct AttentionCall {
   bool vectors;
 
   int group() const { return args.heads / args.kv_heads; }
+  bool quantized() const { return cache_kind >= kInt8; }
 };
-
-enum Kind { kFloat32, kBfloat16, kFloat16 };
 
 inline int kind_of(const char* op, const char* arg, const Tensor& t) {
   int kind = kFloat32;
@@ -27,6 +29,11 @@ inline int kind_of(const char* op, const char* arg, const Tensor& t) {
     kind = std::is_same_v<T, float> ? kFloat32 : std::is_same_v<T, bf16> ? kBfloat16 : kFloat16;
   });
   return kind;
+}
+
+inline int cache_kind_of(const char* op, const Tensor& cache) {
+  if (is<int8_t>(cache)) return kInt8;
+  return is<e4m3>(cache) ? kE4m3 : kind_of(op, "key_cache", cache);
 }
 
 // f(T{}) for a Kind of 16 bits.
@@ -45,11 +52,15 @@ inline void check_attention_lists(const char* op, const Tensor& cu_seqlens_q,
   Check{op, "block_table", block_table}.rank(2).dim(0, seq_lens.size(0)).inner_contiguous();
 }
 
+// Rows of codes are followed by their scale, float32.
+constexpr int64_t kScaleBytes = 4;
+
 inline void check_attention_tensors(const char* op, const Tensor& q, const Tensor& key_cache,
                                     const Tensor& value_cache, const OptTensor& sinks,
                                     const Tensor& out) {
   Check{op, "q", q}.rank(3).inner_contiguous();
-  Check{op, "key_cache", key_cache}.rank(4).dim(3, q.size(2)).inner_contiguous();
+  const int64_t row = q.size(2) + (cache_kind_of(op, key_cache) >= kInt8 ? kScaleBytes : 0);
+  Check{op, "key_cache", key_cache}.rank(4).dim(3, row).inner_contiguous();
   Check{op, "value_cache", value_cache}.same_shape(key_cache).same_dtype(key_cache);
   Check{op, "value_cache", value_cache}.inner_contiguous();
   if (sinks)
@@ -75,11 +86,11 @@ inline void check_attention_sizes(const char* op, const Tensor& q, const Tensor&
   if (!(soft_cap >= 0)) fail("ValueError", op, ".soft_cap: want 0 (off) or more, have ", soft_cap);
 }
 
-// Rows at multiples of 16 bytes: the address, and every stride but the last.
-inline bool rows_aligned(const Tensor& t) {
-  bool aligned = aligned16(t.data<char>());
+// Rows at multiples of 16 bytes, or of `bytes`: the address, and every stride but the last.
+inline bool rows_aligned(const Tensor& t, int bytes = 16) {
+  bool aligned = reinterpret_cast<uintptr_t>(t.data<char>()) % bytes == 0;
   for (int d = 0; d + 1 < t.ndim(); ++d)
-    aligned = aligned && t.stride(d) * (t.dtype().bits / 8) % 16 == 0;
+    aligned = aligned && t.stride(d) * (t.dtype().bits / 8) % bytes == 0;
   return aligned;
 }
 
@@ -108,10 +119,11 @@ inline AttentionCall attention_call(const char* op, const Tensor& q, const Tenso
   a.blocks = narrow32(key_cache.size(0)), a.block_size = narrow32(key_cache.size(1));
   a.table_width = narrow32(block_table.size(1)), a.window = narrow32(window);
   a.scale = static_cast<float>(scale), a.soft_cap = static_cast<float>(soft_cap);
-  call.kind = kind_of(op, "q", q), call.cache_kind = kind_of(op, "key_cache", key_cache);
+  call.kind = kind_of(op, "q", q), call.cache_kind = cache_kind_of(op, key_cache);
   call.max_queries = std::min(max_queries, q.size(0));
-  call.vectors =
-      rows_aligned(q) && rows_aligned(out) && rows_aligned(key_cache) && rows_aligned(value_cache);
+  const int bytes = call.quantized() ? 4 : 16;
+  call.vectors = rows_aligned(q) && rows_aligned(out) && rows_aligned(key_cache, bytes) &&
+                 rows_aligned(value_cache, bytes);
   return call;
 }
 
@@ -155,6 +167,8 @@ bool split_fits(const Launch& on, const AttentionCall& call) __attribute__((weak
 void attend_split(const Launch& on, const AttentionCall& call, int max_rows) __attribute__((weak));
 bool tiles_fit(const Launch& on, const AttentionCall& call) __attribute__((weak));
 void attend_tiles(const Launch& on, const AttentionCall& call, int min_rows) __attribute__((weak));
+bool kv8_fits(const Launch& on, const AttentionCall& call) __attribute__((weak));
+void attend_kv8(const Launch& on, const AttentionCall& call) __attribute__((weak));
 bool sm90_fits(const Launch& on, const AttentionCall& call) __attribute__((weak));
 void attend_sm90(const Launch& on, const AttentionCall& call, int min_rows) __attribute__((weak));
 

@@ -31,8 +31,13 @@ __device__ __forceinline__ float split_sink(const AttentionArgs& a, const SplitI
   return a.sinks[it.head * group + (it.first_row + row) % group] * kLog2e;
 }
 
+// The dimension of the mma's row g (+ 8 for `half`) in tile m.
+struct SplitDims {
+  __device__ __forceinline__ static int at(int m, int half, int g) { return m * 16 + 8 * half + g; }
+};
+
 // The warps' sums become the block's, in their order. Leaves the unscaled sums in `sh.sum`.
-template <typename T, int D, int N>
+template <typename T, int D, int N, typename Dims = SplitDims>
 __device__ __forceinline__ void split_join(SplitState<T, D, N>& state, SplitShared<D, 8 * N>& sh) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -61,7 +66,7 @@ __device__ __forceinline__ void split_join(SplitState<T, D, N>& state, SplitShar
           for (int m = 0; m < D / 16; ++m)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-              float& to = sh.sum[row][m * 16 + 8 * half + g];
+              float& to = sh.sum[row][Dims::at(m, half, g)];
               to = state.o[n][m][2 * half + j] * scale + (w == 0 ? 0.f : to);
             }
         }
