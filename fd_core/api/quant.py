@@ -72,19 +72,22 @@ class Fusion:
 class Grid:
     """The values a method can hold: (code - zero) * scale, `low` <= code <= `high`, with a scale for every
     `group` inputs of an output (0: for all of them). `zeros`: the least and the largest zero point, an
-    integer for each scale; None: it is 0."""
+    integer for each scale; None: it is 0. `by_effect`: rounding weights by their effect on outputs is
+    worth its time; else nearest is near enough."""
 
     low: int
     high: int
     group: int
     zeros: tuple[int, int] | None = None
+    by_effect: bool = True
 
 
 class QuantMethod(ABC):
     """Built once per model and device: `Method(device, platform, ops, config)`.
 
     A method with a `form` can be stored in a converted checkpoint: `stored_weights`, `store`, `adopt`.
-    One whose `config` says is_quantized is given such tensors (`stored`).
+    One whose `config` says is_quantized is given such tensors (`stored`). One with a `grid` alone is
+    stored and read all the same, as codes: it is given weights that lie on its grid, with their scales.
     """
 
     name: ClassVar[str]
@@ -105,6 +108,9 @@ class QuantMethod(ABC):
         self.config = dict(config or {})
         #: Whether the checkpoint holds `stored_weights` instead of those of `create_weights`.
         self.stored = bool(self.form and self.config.get("is_quantized"))
+        #: Set where methods are chosen: how the checkpoint holds codes (a CodeFormat of
+        #: fd_core.quantization.codes) that `process_weights` is given multiplied out; None: it does not.
+        self.codes: Any = None
 
     @classmethod
     @abstractmethod
@@ -133,8 +139,8 @@ class QuantMethod(ABC):
         return False
 
     def grid(self) -> Grid | None:
-        """The values weights are rounded to, for rounding by their effect on outputs; None: nearest
-        is near enough (optional)."""
+        """The values weights are rounded to, for rounding them and for reading codes; None: only the method
+        knows (optional)."""
         return None
 
     def stored_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fd_core.api.quant import Fusion, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
+from fd_core.layers.coded import coded_parameters, decoded
 from fd_core.layers.context import ModelContext
 from fd_core.layers.norm import RMSNorm
 from fd_core.layers.residual import Residual
@@ -52,7 +53,9 @@ class Linear(Weighted):
         self._packed: Any = None
 
     def parameters(self) -> dict[str, Parameter]:
-        if self._method.stored:
+        if self._method.codes is not None:
+            found = coded_parameters(self._method.codes, self.spec, self.shards)
+        elif self._method.stored:
             wanted = self._method.stored_weights(self.spec)
             found = {name: whole(f"{self.spec.prefix}.{name}", spec) for name, spec in wanted.items()}
         else:
@@ -88,6 +91,8 @@ class Linear(Weighted):
         weights = {name: value for name, value in values.items() if name != "bias"}
         if self.spec.bias:
             self._bias = self._platform.from_host(values["bias"].numpy())
+        if self._method.codes is not None:
+            weights = decoded(self._method, self.spec, self.shards, weights)
         take = self._method.adopt if self._method.stored else self._method.process_weights
         self._packed = take(self.spec, weights)
 

@@ -20,6 +20,12 @@ Array = np.ndarray[Any, Any]
 WINDOW = 1024
 
 
+def worth_moments(method: QuantMethod) -> bool:
+    """Whether weights are rounded by their effect on outputs."""
+    grid = method.grid()
+    return grid is not None and grid.by_effect
+
+
 class Heard(Exception):
     """A layer has what it listened for; the rest of its block need not run."""
 
@@ -136,7 +142,7 @@ class Calibration:
     def moments(self, layer: Watched) -> Moments | None:
         """Of the inputs of one of the block's layers, those before it as they are by now; None: rounding to
         the nearest will do."""
-        if layer.target.grid() is None:
+        if not worth_moments(layer.target):
             return None
         assert layer.spec is not None
         found = Moments.zeros(layer.spec.in_features)
@@ -163,7 +169,7 @@ class Calibration:
 
     def head_moments(self, head: Watched) -> Moments | None:
         """The same of the head's inputs, behind all blocks."""
-        if head.target.grid() is None:
+        if not worth_moments(head.target):
             return None
         assert head.spec is not None
         found = Moments.zeros(head.spec.in_features)

@@ -1,37 +1,104 @@
 """`quantization_config` of checkpoints that llm-compressor writes (quant_method "compressed-tensors").
 
-One of its schemes is read: float8 weights with a scale per output, activations quantised per token as
-they come ("FP8-dynamic"). Others are refused with what differs.
+Four of its schemes are read: float8 weights with a scale per output, activations quantised per token as
+they come ("FP8-dynamic"); int8 weights likewise ("W8A8"); int4 weights with a scale, and perhaps a zero
+point, per group of neighbouring inputs or per output ("W4A16"); int8 weights per output ("W8A16"). Others
+are refused with what differs from the one that is nearest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-#: What config.json calls it, and the method that runs it.
-NAME, METHOD = "compressed-tensors", "wfp8afp8"
-_FLOAT8 = {"type": "float", "num_bits": 8}
-_WEIGHTS = {**_FLOAT8, "strategy": "channel", "dynamic": False, "symmetric": True}
-_ACTIVATIONS = {**_FLOAT8, "strategy": "token", "dynamic": True, "symmetric": True}
+#: What config.json calls it.
+NAME = "compressed-tensors"
+FIX = (
+    "take a checkpoint of int4 or int8 weights alone, or one with dynamic activations per token (float8 or "
+    "int8), or a plain one"
+)
 
 
-def difference(config: Mapping[str, Any]) -> str:
-    """The first thing that is not of the scheme that is read, as "want ..., have ..."; empty: none."""
-    return next(_differences(config), "")
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """`method` runs what is described so; a tuple lists what may be. `form`: of CodeFormats, empty: the
+    method reads the tensors itself."""
+
+    method: str
+    form: str
+    weights: Mapping[str, Any]
+    activations: Mapping[str, Any] | None
 
 
-def _differences(config: Mapping[str, Any]) -> Iterator[str]:
+def _per_token(kind: str) -> dict[str, Any]:
+    return {"type": kind, "num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
+
+
+def _per_output(kind: str) -> dict[str, Any]:
+    return {"type": kind, "num_bits": 8, "strategy": "channel", "dynamic": False, "symmetric": True}
+
+
+_GROUPS = {
+    "type": "int",
+    "num_bits": 4,
+    "strategy": ("group", "channel"),
+    "dynamic": False,
+    "symmetric": (True, False),
+    "actorder": (None, "static", "weight"),
+}
+FLOAT8 = Scheme("wfp8afp8", "", _per_output("float"), _per_token("float"))
+W8A8 = Scheme("w8a8", "int-quantized", _per_output("int"), _per_token("int"))
+W8A16 = Scheme("wint8", "pack-quantized", _per_output("int"), None)
+W4A16 = Scheme("wint4", "pack-quantized", _GROUPS, None)
+
+
+def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The method and its options; ValueError says the first thing that is of no scheme that is read, as
+    "want ..., have ..."."""
+    name, group = _group(config)
+    scheme = _nearest(group)
+    for difference in _differences(name, group, config, scheme):
+        raise ValueError(difference)
+    found = {**config, "is_quantized": True}
+    if scheme.form:
+        found.update(forms={scheme.method: scheme.form}, lm_head=scheme.method)
+    if scheme is W4A16:
+        weights = group["weights"]
+        whole = weights.get("strategy") == "channel"
+        found["group_size"] = -1 if whole else weights.get("group_size")
+        found["zero_point"] = not weights.get("symmetric", True)
+    return scheme.method, found
+
+
+def _group(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or len(groups) != 1:
-        yield f"want one group under config_groups, have {groups!r}"
-        return
+        raise ValueError(f"want one group under config_groups, have {groups!r}")
     ((name, group),) = groups.items()
     if not isinstance(group, Mapping) or group.get("targets") != ["Linear"]:
-        yield f'{name}: want a group with targets ["Linear"], have {group!r}'
-        return
-    for side, wanted in (("weights", _WEIGHTS), ("input_activations", _ACTIVATIONS)):
-        yield from _of_side(f"{name}.{side}", group.get(side), wanted)
+        raise ValueError(f'{name}: want a group with targets ["Linear"], have {group!r}')
+    return str(name), group
+
+
+def _nearest(group: Mapping[str, Any]) -> Scheme:
+    weights = group.get("weights")
+    if not isinstance(weights, Mapping) or weights.get("type") != "int":
+        return FLOAT8
+    if group.get("input_activations") is not None:
+        return W8A8
+    return W8A16 if weights.get("num_bits") == 8 else W4A16
+
+
+def _differences(
+    name: str, group: Mapping[str, Any], config: Mapping[str, Any], scheme: Scheme
+) -> Iterator[str]:
+    yield from _of_side(f"{name}.weights", group.get("weights"), scheme.weights)
+    if scheme.activations is not None:
+        yield from _of_side(f"{name}.input_activations", group.get("input_activations"), scheme.activations)
+    form = group.get("format") or config.get("format")
+    if scheme.form and form != scheme.form:
+        yield f"format: want {scheme.form!r}, have {form!r}"
     for place, holder in ((f"{name}.output_activations", group), ("kv_cache_scheme", config)):
         if holder.get(place.rpartition(".")[2]) is not None:
             yield f"{place}: want none, have {holder[place.rpartition('.')[2]]!r}"
@@ -42,6 +109,7 @@ def _of_side(where: str, have: Any, wanted: Mapping[str, Any]) -> Iterator[str]:
         yield f"{where}: want {dict(wanted)}, have {have!r}"
         return
     for key, want in wanted.items():
-        found = have.get(key, want)
-        if found != want:
-            yield f"{where}.{key}: want {want!r}, have {found!r}"
+        allowed = want if isinstance(want, tuple) else (want,)
+        found = have.get(key, allowed[0])
+        if found not in allowed:
+            yield f"{where}.{key}: want {' | '.join(map(repr, allowed))}, have {found!r}"

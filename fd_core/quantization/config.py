@@ -6,11 +6,11 @@ import json
 import logging
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from fd_core.quantization import compressed_tensors
+from fd_core.quantization import compressed_tensors, weight_only
 
 _log = logging.getLogger("fd.quantization")
 
@@ -28,6 +28,10 @@ _HEADS = {"wint4": "wint8", "w4a8": "w8a8"}
 #: Keys under which checkpoints name the method, and those that list layers left alone.
 _NAME_KEYS = ("quantization", "quant_method")
 _SKIP_KEYS = ("modules_to_not_convert", "ignored_layers", "ignore", "skip")
+#: What other projects call theirs, which are read as methods of ours.
+PUBLIC = (compressed_tensors.NAME, *weight_only.NAMES)
+#: Methods that run the same codes, activations as they are and as int8.
+_SAME_CODES = {"wint4": "w4a8", "wint8": "w8a8"}
 #: Before patterns that are regular expressions, from the start of the name on (compressed-tensors).
 _EXPRESSION = "re:"
 
@@ -76,6 +80,23 @@ class QuantConfig:
         fits = (name for pattern, name in self.layers if any(_matches(p, pattern) for p in prefixes))
         return next(fits, "")
 
+    def renamed(self, names: Mapping[str, str]) -> QuantConfig:
+        """With other methods for some; those of `forms` too."""
+
+        def new(name: str) -> str:
+            return names.get(name, name)
+
+        forms = {new(name): form for name, form in self.options["forms"].items()}
+        return replace(
+            self,
+            name=new(self.name),
+            options={**self.options, "forms": forms},
+            head=new(self.head),
+            layers=tuple((pattern, new(name)) for pattern, name in self.layers),
+            experts=new(self.experts),
+            table=new(self.table),
+        )
+
     def names(self) -> list[str]:
         """Every method it mentions."""
         return [*self.dense_names(), *filter(None, [self.experts])]
@@ -99,6 +120,7 @@ def parse_quantization(
     asked = _from_text(requested)
     if checkpoint:
         found = _from_mapping(checkpoint, "config.json quantization_config", from_checkpoint=True)
+        found = _runnable(found, asked.name, known)
         if requested and asked.name != found.name:
             _log.warning("quantization %r is ignored: the checkpoint is %r", requested, found.name)
         asked = found
@@ -107,6 +129,23 @@ def parse_quantization(
             names = ", ".join(sorted(known))
             raise QuantError(f"quantization: want one of {names}; have {name!r} (is a plug-in missing?)")
     return asked
+
+
+def _runnable(found: QuantConfig, asked: str, known: Collection[str]) -> QuantConfig:
+    """The checkpoint's methods, or those that run the same codes: where the device has no others, with a
+    warning, and where the user asks for them and the checkpoint does not say how activations go."""
+    forms = found.options.get("forms")
+    if not isinstance(forms, Mapping):
+        return found
+    lacking = {a8: a16 for a16, a8 in _SAME_CODES.items() if a8 not in known and a16 in known}
+    said = found.options.get("quant_method") not in PUBLIC
+    wanted = _SAME_CODES if not said and asked in _SAME_CODES.values() and asked in known else {}
+    names = {**lacking, **wanted}
+    renamed = [name for name in found.names() if name in names]
+    if said and renamed:
+        instead = ", ".join(f"{name} as {names[name]}" for name in dict.fromkeys(renamed))
+        _log.warning("quantization: this device runs %s: the same weights, 16-bit activations", instead)
+    return found.renamed(names) if renamed else found
 
 
 def _from_text(text: str) -> QuantConfig:
@@ -126,8 +165,8 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
         raise QuantError(f"{where}: want a method under {' or '.join(_NAME_KEYS)}; have {sorted(value)}")
     if name == "fp8" and value.get("weight_block_size"):
         name = "block_wise_fp8"
-    if name == compressed_tensors.NAME:
-        name, value = _of_compressed_tensors(value, where)
+    if name in PUBLIC:
+        name, value = _public(name, value, where)
     mixed = name == MIXED
     if mixed:
         name = _text(value, "dense_quant_type", where) or UNQUANTIZED
@@ -144,12 +183,14 @@ def _from_mapping(value: Mapping[str, Any], where: str, from_checkpoint: bool) -
     )
 
 
-def _of_compressed_tensors(value: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    problem = compressed_tensors.difference(value)
-    if problem:
-        fix = "take a checkpoint of float8 weights per channel and dynamic ones per token, or a plain one"
-        raise QuantError(f"{where}: {compressed_tensors.NAME}: {problem}; fix: {fix}")
-    return compressed_tensors.METHOD, {**value, "is_quantized": True}
+def _public(name: str, value: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Our method and its options for another project's description."""
+    ours = name == compressed_tensors.NAME
+    try:
+        return compressed_tensors.described(value) if ours else weight_only.described(name, value)
+    except ValueError as error:
+        fix = compressed_tensors.FIX if ours else weight_only.FIX
+        raise QuantError(f"{where}: {name}: {error}; fix: {fix}") from None
 
 
 def _unsaid_experts(value: Mapping[str, Any], mixed: bool) -> str:

@@ -31,11 +31,12 @@ from fd_core.loader.write import TensorWriter
 from fd_core.models.config import ModelConfig, load_config
 from fd_core.models.decoder import DecoderLM
 from fd_core.models.registry import resolve
-from fd_core.quantization.calibrate import WINDOW, Calibration, Watched, WatchedTable
+from fd_core.quantization.calibrate import WINDOW, Calibration, Watched, WatchedTable, worth_moments
 from fd_core.quantization.config import EXPERTS, HEAD, TABLE, UNQUANTIZED, QuantConfig, QuantError
 from fd_core.quantization.convert_experts import ConvertedExperts, Write
 from fd_core.quantization.registry import QuantChooser
 from fd_core.quantization.rounding import Moments
+from fd_core.quantization.stored_codes import storable
 from fd_core.quantization.unquantized import Unquantized
 
 #: Options of methods that say how weights are stored.
@@ -70,7 +71,7 @@ def rounds_by_effect(job: Job) -> bool:
     """Whether some method of the job rounds better with calibration."""
     session = open_session(job.platform or None)
     chooser = QuantChooser(job.quant, session.quant_methods, session.device, session.platform, session.ops)
-    return any(method.grid() is not None for method in chooser.mentioned())
+    return any(worth_moments(method) for method in chooser.mentioned())
 
 
 def convert(job: Job) -> None:
@@ -205,15 +206,21 @@ class _Watching:
         self._write, self._runs = write, bool(job.windows)
 
     def __call__(self, spec: LinearSpec) -> QuantMethod:
-        target, plain = self._targets(spec), self._plain(spec)
+        target, plain = storable(self._targets(spec)), self._plain(spec)
         return Watched(plain, target) if target.form else plain
 
     def table(self, spec: LinearSpec) -> QuantMethod | None:
         target = self._targets.table(spec)
-        return WatchedTable(self._plain(spec), target) if target is not None and target.form else None
+        return WatchedTable(self._plain(spec), storable(target)) if target is not None else None
 
     def experts(self, spec: ExpertSpec) -> ExpertMethod:
         target, plain = self._targets.experts(spec), self._plain.experts(spec)
+        if not target.method.form and target.method.name != UNQUANTIZED:
+            fix = f"fd quantize --experts {UNQUANTIZED}, or another --platform"
+            raise QuantError(
+                f"quantization {target.method.name!r}: {spec.prefix}: want experts with a stored form, "
+                f"have none on this platform; fix: {fix}"
+            )
         return ConvertedExperts(plain, target, self._write, self._runs) if target.method.form else plain
 
 

@@ -10,6 +10,7 @@ from fd_core.api.quant import ExpertMethod, ExpertSpec, LinearSpec, QuantMethod
 from fd_core.api.verdict import ReasonCode, Verdict
 from fd_core.host.errors import UnsupportedOpError
 from fd_core.quantization.config import TABLE, UNQUANTIZED, QuantConfig, QuantError
+from fd_core.quantization.formats import FORMATS
 from fd_core.quantization.unquantized import PlainExperts
 
 
@@ -54,6 +55,10 @@ class QuantChooser:
             fix = f'say "moe_quant_type": "{UNQUANTIZED}" in the JSON object of the quantization'
             subject = f"quantisation {method.name}: {spec.prefix}"
             verdict &= Verdict.no(ReasonCode.FEATURE, subject, "expert weights", "dense layers only", fix)
+        elif method.codes is not None:
+            fix = f"convert the checkpoint with --experts {UNQUANTIZED}, or load the 16-bit one"
+            subject, have = f"quantisation {method.name}: {spec.prefix}", f"form {method.codes.name}"
+            verdict &= Verdict.no(ReasonCode.FEATURE, subject, "experts in a form of its own", have, fix)
         if found is None or not verdict.ok:
             raise UnsupportedOpError(f"quantization {method.name!r}: {spec.prefix}: {verdict}", verdict)
         return found
@@ -80,6 +85,32 @@ class QuantChooser:
             if name not in self._methods:
                 have = ", ".join(sorted(self._methods)) or "none at all"
                 raise QuantError(f"quantization: want one of {have}; have {name!r}")
-            options = {} if name == UNQUANTIZED else self.config.options
-            self._made[name] = self._methods[name](self._device, self._platform, self._ops, options)
+            self._made[name] = self._make(name)
         return self._made[name]
+
+    def _make(self, name: str) -> QuantMethod:
+        """One that stores its weights as the checkpoint does, or takes the codes that are there."""
+        options = {} if name == UNQUANTIZED else self.config.options
+        form = _form(options, name)
+        if form not in FORMATS:
+            return self._build(name, options)
+        made = self._build(name, {k: v for k, v in options.items() if k not in ("is_quantized", "forms")})
+        if made.form == form:
+            return self._build(name, options)
+        grid = made.grid()
+        if grid is None:
+            raise QuantError(
+                f"quantization {name!r}: want a checkpoint of plain weights, have codes in form {form!r}; "
+                "fix: load the 16-bit checkpoint with this method"
+            )
+        made.codes = FORMATS[form](grid)
+        return made
+
+    def _build(self, name: str, options: Mapping[str, Any]) -> QuantMethod:
+        return self._methods[name](self._device, self._platform, self._ops, options)
+
+
+def _form(options: Mapping[str, Any], name: str) -> str:
+    """How a quantised checkpoint says that it holds the method's weights; empty: it does not."""
+    forms = options.get("forms") if options.get("is_quantized") else None
+    return str(forms.get(name, "")) if isinstance(forms, Mapping) else ""

@@ -166,7 +166,8 @@ def _as_stored(scale: Array) -> Array:
 
 
 def best_steps(part: Array, importance: Array, grid: Grid) -> Steps:
-    """Per column of part [n, out] the bfloat16 scale and the zero point of the least weighted squares.
+    """Per column of part [n, out] the bfloat16 scale and the zero point of the least squares, weighted by
+    `importance` [n] or [n, out].
 
     Tried are absmax / high, the outermost / low (of either sign), somewhat larger and smaller ones, for
     clipping the outermost often serves the many better; with zero points also the range over all codes.
@@ -176,7 +177,8 @@ def best_steps(part: Array, importance: Array, grid: Grid) -> Steps:
     least = np.full(columns, np.inf, np.float32)
     for scale, zero in _candidates(part, grid):
         one = Steps(scale, zero, grid)
-        loss = importance @ np.square(part - one.nearest(part))
+        errors = np.square(part - one.nearest(part))
+        loss = importance @ errors if importance.ndim == 1 else (importance * errors).sum(0)
         better = loss < least
         best.scale[better], best.zero[better], least[better] = scale[better], zero[better], loss[better]
     return best

@@ -259,7 +259,7 @@ def test_compressed_tensors_are_recognised() -> None:
     ("raw", "why"),
     [
         (scheme(weights__num_bits=4), "group_0.weights.num_bits: want 8, have 4"),
-        (scheme(weights__type="int"), "group_0.weights.type: want 'float', have 'int'"),
+        (scheme(weights__type="int"), "group_0.input_activations.type: want 'int', have 'float'"),
         (scheme(weights__strategy="tensor"), "group_0.weights.strategy: want 'channel', have 'tensor'"),
         (scheme(input_activations__dynamic=False), "input_activations.dynamic: want True, have False"),
         (scheme(input_activations=None), "group_0.input_activations: want .*, have None"),

@@ -21,7 +21,9 @@ from fd_core.api.dtype import FLOATS
 from fd_core.api.quant import ExpertMethod, Grid, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
+from fd_core.quantization.codes import rounded_codes
 from fd_core.quantization.config import QuantError
+from fd_core.quantization.panels import Int8Panels
 from fd_cpu import library
 from fd_cpu.experts import IntegerExperts
 from fd_cpu.quant import PANEL
@@ -32,6 +34,7 @@ WHOLE = -1  # one scale per column: stored in groups of 128 that all have it
 DEFAULT_GROUP = 64
 LOW, HIGH = -8, 7
 ZEROS = (-128, 127)  # of zero points
+INT8 = Grid(-128, 127, 0, by_effect=False)
 
 
 def int8_spec(weight: TensorSpec) -> TensorSpec:
@@ -104,8 +107,14 @@ class Int8Linear(IntegerLinear):
         self._linear = getattr(library, self.kernel)
         self._lookup = library.lookup_int8
 
+    def grid(self) -> Grid:
+        return INT8
+
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
-        """(panels, scales): a row's largest magnitude becomes 127."""
+        """(panels, scales): a row's largest magnitude becomes 127, where no scale is given."""
+        if "scale" in weights:
+            codes = rounded_codes(weights["weight"].numpy(), weights["scale"].numpy(), None, INT8)
+            return tuple(map(self.platform.from_host, Int8Panels(INT8).encode(codes).values()))
         packed, scale = (self.platform.empty(one) for one in self.stored_weights(spec).values())
         library.pack_int8_weight(weights["weight"], packed, scale)
         return packed, scale

@@ -1,0 +1,58 @@
+"""Linear layers from checkpoints that hold codes in an order that is not their method's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.tensor import Tensor, from_numpy
+from fd_core.layers.weight import Parameter, whole
+from fd_core.quantization.codes import CodeFormat, Codes
+
+Array = np.ndarray[Any, Any]
+#: A matrix of the checkpoint: its name without the parameter's, and its output features.
+Shard = tuple[str, int]
+
+
+def coded_parameters(codes: CodeFormat, spec: LinearSpec, shards: Sequence[Shard]) -> dict[str, Parameter]:
+    """Every matrix's tensors; their keys begin with its place among `shards`."""
+    return {
+        f"{i}.{name}": whole(f"{prefix}.{name}", one)
+        for i, (prefix, rows) in enumerate(_matrices(codes, spec, shards))
+        for name, one in codes.tensors(rows, spec.in_features).items()
+    }
+
+
+def decoded(
+    method: QuantMethod, spec: LinearSpec, shards: Sequence[Shard], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What `process_weights` takes, of the tensors of `coded_parameters`; QuantError where the method's
+    grid does not hold them."""
+    codes: CodeFormat = method.codes
+    found = []
+    for i, (prefix, rows) in enumerate(_matrices(codes, spec, shards)):
+        stored = {name: values[f"{i}.{name}"].numpy() for name in codes.tensors(rows, spec.in_features)}
+        found.append(codes.decode(stored, rows, spec.in_features))
+        found[-1].check(codes.grid, prefix)
+    return dict(_given(found, codes.grid.group))
+
+
+def _matrices(codes: CodeFormat, spec: LinearSpec, shards: Sequence[Shard]) -> Sequence[Shard]:
+    return [(spec.prefix, spec.out_features)] if codes.joined else shards
+
+
+def _given(found: Sequence[Codes], group: int) -> Iterator[tuple[str, Tensor]]:
+    yield "weight", _rows([one.weight(group) for one in found])
+    yield "scale", _rows([one.scale for one in found])
+    zeros = [one.zero for one in found if one.zero is not None]
+    if zeros:
+        yield "zero", _rows(zeros)
+
+
+def _rows(parts: Sequence[Array]) -> Tensor:
+    """One after the other, float32."""
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return from_numpy(np.ascontiguousarray(joined, np.float32))
