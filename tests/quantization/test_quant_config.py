@@ -91,7 +91,7 @@ def test_the_checkpoint_wins_with_a_warning(caplog: pytest.LogCaptureFixture) ->
     ("checkpoint", "text", "why"),
     [
         (None, "wint9", "want one of block_wise_fp8, none, wint8; have 'wint9'"),
-        ({"quant_method": "gptq"}, "", "have 'gptq'"),
+        ({"quant_method": "eetq"}, "", "have 'eetq'"),
         ({"bits": 4}, "", "quantization_config: want a method under quantization or quant_method"),
         ({"quantization": 3}, "", "want a method under"),
         (None, "{", "want a name or a JSON object"),
