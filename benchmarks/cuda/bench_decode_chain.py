@@ -4,7 +4,9 @@
 
 A captured graph holds `layers` Llama-3-8B decoder blocks of different weights (together larger than the
 second-level cache), context 512, batch 1. Per kind of weights: microseconds of a block, and the share of
-that which its weights need at the rate of torch's copy in the same run.
+that which its weights need at the rate of torch's copy in the same run; as the engine runs it, where a
+product takes norm, gate and addition along, and, in turn with it, with a kernel for each
+(`separate`). `attention`: of the rotation, the cache write and attention alone.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import json
 from pathlib import Path
 
 import torch
-from bench_linear import BLOCK, BYTES, MAKERS
+from bench_linear import BLOCK, BYTES, packed, product
 from fd_cuda import library
-from timing import Call, copy_rate, record, timed
+from timing import Call, captured, copy_rate, medians, record, timed
 
 HIDDEN, FFN, HEADS, KV_HEADS, DIM, CONTEXT, PAGE = 4096, 14336, 32, 8, 128, 512, 16
 Shared = dict[str, torch.Tensor]
@@ -47,66 +49,102 @@ def shared_tensors() -> Shared:
     }
 
 
-def projections(kind: str, t: Shared) -> dict[str, Call]:
-    ends = {
-        "qkv": ("x", "qkv"),
-        "o": ("attended", "x"),
-        "gate_up": ("x", "gate_up"),
-        "down": ("inner", "x"),
+#: Of a product: x, the result, and whether it takes along the norm, the gate and the addition.
+FUSED = {
+    "qkv": ("residual", "qkv", True, False, False),
+    "o": ("attended", "residual", False, False, True),
+    "gate_up": ("residual", "inner", True, True, False),
+    "down": ("inner", "residual", False, False, True),
+}
+SEPARATE = {
+    "qkv": ("x", "qkv"),
+    "o": ("attended", "x"),
+    "gate_up": ("x", "gate_up"),
+    "down": ("inner", "x"),
+}
+FUSED_KERNELS = {"bf16": "linear_fused", "wint8": "linear_int8_fused", "wint4": "linear_int4_fused"}
+Weights = dict[str, list[torch.Tensor]]
+
+
+def weights(kind: str) -> Weights:
+    return {
+        name: packed(kind, (torch.randn(n, k, device="cuda") / k**0.5).bfloat16())
+        for name, (n, k) in BLOCK.items()
     }
-    found = {}
-    for name, (columns, depth) in BLOCK.items():
-        weight = (torch.randn(columns, depth, device="cuda") / depth**0.5).bfloat16()
-        source, target = ends[name]
-        found[name] = MAKERS[kind](t[source], weight, t[target])
-    return found
+
+
+def fused_product(kind: str, name: str, weight: list[torch.Tensor], t: Shared) -> Call:
+    source, target, normed, gated, add = FUSED[name]
+    run, norm = library.function(FUSED_KERNELS[kind]), t["norm"] if normed else None
+    return lambda: run(t[source], *weight, None, norm, 1e-5, gated, add, t[target])
+
+
+def has(name: str) -> bool:
+    try:
+        library.function(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def attention(t: Shared) -> Call:
     """Rotation, cache write and attention over pages of this block's own."""
     pool = (CONTEXT // PAGE + 1, KV_HEADS, PAGE, DIM)
     keys, values = (torch.randn(pool, device="cuda").bfloat16().transpose(1, 2) for _ in range(2))
-    rope, attend = library.function("rope_and_cache"), library.function("paged_attention_step")
     q = t["qkv"].view(1, -1, DIM)[:, :HEADS]
     out = t["attended"].view(1, HEADS, DIM)
-    lists = (t["queries"], t["lengths"], t["pages"])
+    rotation = (t["qkv"], t["positions"], t["table"], None, None, 1e-5, keys, values, t["slots"], True)
+    lists, options = (t["queries"], t["lengths"], t["pages"]), (None, DIM**-0.5, 0, 0.0, 1)
+    if has("rope_and_paged_attention"):
+        run = library.function("rope_and_paged_attention")
+        return lambda: run(*rotation, *lists, *options, out)
+    rope, attend = library.function("rope_and_cache"), library.function("paged_attention_step")
 
-    def run() -> None:
-        rope(t["qkv"], t["positions"], t["table"], None, None, 1e-5, keys, values, t["slots"], True)
-        attend(q, keys, values, *lists, None, DIM**-0.5, 0, 0.0, 1, out)
+    def in_turn() -> None:
+        rope(*rotation)
+        attend(q, keys, values, *lists, *options, out)
 
-    return run
+    return in_turn
 
 
-def block(kind: str, t: Shared) -> Call:
-    linear, attend = projections(kind, t), attention(t)
+def separate(kind: str, layer: Weights, attend: Call, t: Shared) -> list[Call]:
+    linear = {n: product(kind, t[x], layer[n], t[out]) for n, (x, out) in SEPARATE.items()}
     norm, swiglu = library.function("fused_add_rmsnorm"), library.function("swiglu")
 
-    def run() -> None:
-        linear["qkv"]()
-        attend()
-        linear["o"]()
-        norm(t["x"], t["residual"], t["norm"], 1e-5)
-        linear["gate_up"]()
-        swiglu(t["gate_up"], None, t["inner"])
-        linear["down"]()
+    def normed() -> None:
         norm(t["x"], t["residual"], t["norm"], 1e-5)
 
-    return run
+    def gated() -> None:
+        swiglu(t["gate_up"], None, t["inner"])
+
+    return [linear["qkv"], attend, linear["o"], normed, linear["gate_up"], gated, linear["down"], normed]
+
+
+def fused(kind: str, layer: Weights, attend: Call, t: Shared) -> list[Call]:
+    qkv, o, gate_up, down = (fused_product(kind, name, layer[name], t) for name in FUSED)
+    return [qkv, attend, o, gate_up, down]
 
 
 def measure(kind: str, layers: int, rate: float) -> dict[str, object]:
+    """Both chains over the same weights, replayed in turn."""
     t = shared_tensors()
-    us = timed([block(kind, t) for _ in range(layers)])
-    weights = sum(n * k for n, k in BLOCK.values()) * BYTES[kind]
-    share = round(weights / us / rate / 1e6, 3)
-    return {"kind": kind, "us_per_block": round(us, 2), "share_of_copy": share}
+    model = [(weights(kind), attention(t)) for _ in range(layers)]
+    graphs = [captured([c for w, a in model for c in make(kind, w, a, t)]) for make in (fused, separate)]
+    us, apart = (time / layers for time in medians(graphs))
+    size = sum(n * k for n, k in BLOCK.values()) * BYTES[kind]
+    return {
+        "kind": kind,
+        "us_per_block": round(us, 2),
+        "share_of_copy": round(size / us / rate / 1e6, 3),
+        "separate_us_per_block": round(apart, 2),
+        "attention_us": round(timed([attend for _, attend in model]), 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--kinds", nargs="+", default=["bf16", "wint8", "wint4"], choices=MAKERS)
+    parser.add_argument("--kinds", nargs="+", default=[*FUSED_KERNELS], choices=FUSED_KERNELS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rate = copy_rate()

@@ -11,7 +11,7 @@ their inputs not computed anew: what the linear layers of a decode step cost is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -29,47 +29,44 @@ SINGLE = [*BLOCK.values(), (14336, 4096), HEAD]
 #: Between decoding one sequence and prefill.
 BATCHES = (9, 16, 17, 32, 64, 96, 128)
 GROUP = 128
-#: The call for (x, weight, out).
-Maker = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Call]
 
 
 def _empty(spec: TensorSpec) -> torch.Tensor:
     return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.name), device="cuda")
 
 
-def _packed(
-    kernel: str, packer: str, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *specs: TensorSpec
-) -> Call:
-    packed = [_empty(spec) for spec in specs]
-    library.function(packer)(weight, *packed)
-    run = library.function(kernel)
-    return lambda: run(x, *packed, None, out)
+#: The export that multiplies, and the one that makes codes and scales of a plain weight.
+KERNELS = {
+    "bf16": ("linear_fixed_weight", ""),
+    "wint8": ("linear_int8", "pack_int8_weight"),
+    "wint4": ("linear_int4", "pack_int4_weight"),
+    "w8a8": ("linear_int8_dynamic", "pack_int8_rows"),
+}
 
 
-def plain(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Call:
-    run = library.function("linear_fixed_weight")
-    return lambda: run(x, weight, None, out)
+def _specs(kind: str, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
+    if kind == "wint4":
+        return int4_spec(columns, depth, GROUP), int4_scale_spec(columns, depth, GROUP)
+    codes = int8_spec(columns, depth) if kind == "wint8" else TensorSpec((columns, depth), dt.int8)
+    return codes, TensorSpec((columns,), dt.float32)
 
 
-def wint8(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Call:
-    columns, depth = weight.shape
-    specs = int8_spec(columns, depth), TensorSpec((columns,), dt.float32)
-    return _packed("linear_int8", "pack_int8_weight", x, weight, out, *specs)
+def packed(kind: str, weight: torch.Tensor) -> list[torch.Tensor]:
+    """What the kernel of `kind` gets in the place of `weight`."""
+    packer = KERNELS[kind][1]
+    if not packer:
+        return [weight]
+    made = [_empty(spec) for spec in _specs(kind, *weight.shape)]
+    library.function(packer)(weight, *made)
+    return made
 
 
-def wint4(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Call:
-    columns, depth = weight.shape
-    specs = int4_spec(columns, depth, GROUP), int4_scale_spec(columns, depth, GROUP)
-    return _packed("linear_int4", "pack_int4_weight", x, weight, out, *specs)
+def product(kind: str, x: torch.Tensor, weight: list[torch.Tensor], out: torch.Tensor) -> Call:
+    """`weight`: packed."""
+    run = library.function(KERNELS[kind][0])
+    return lambda: run(x, *weight, None, out)
 
 
-def w8a8(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Call:
-    columns, depth = weight.shape
-    specs = TensorSpec((columns, depth), dt.int8), TensorSpec((columns,), dt.float32)
-    return _packed("linear_int8_dynamic", "pack_int8_rows", x, weight, out, *specs)
-
-
-MAKERS: dict[str, Maker] = {"bf16": plain, "wint8": wint8, "wint4": wint4, "w8a8": w8a8}
 #: Bytes of a weight in each, for the rates.
 BYTES = {"bf16": 2.0, "wint8": 1.0, "wint4": 0.5 + 2 / GROUP, "w8a8": 1.0}
 
@@ -78,7 +75,7 @@ def _layer(kind: str, rows: int, columns: int, depth: int) -> tuple[Call, Call]:
     x = torch.randn(rows, depth, device="cuda").bfloat16()
     weight = (torch.randn(columns, depth, device="cuda") / depth**0.5).bfloat16()
     out, theirs = (torch.empty(rows, columns, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return MAKERS[kind](x, weight, out), lambda: torch.mm(x, weight.T, out=theirs)
+    return product(kind, x, packed(kind, weight), out), lambda: torch.mm(x, weight.T, out=theirs)
 
 
 def _in_turn(calls: list[Call]) -> None:

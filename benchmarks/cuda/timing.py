@@ -18,8 +18,8 @@ Call = Callable[[], Any]
 ROTATED = 512 << 20
 
 
-def timed(calls: list[Call], repeats: int = 15) -> float:
-    """Microseconds of one call: the median over replays of a graph that runs all of `calls` in turn."""
+def captured(calls: list[Call]) -> torch.cuda.CUDAGraph:
+    """A graph that runs `calls` in turn."""
     for call in calls:
         call()
     torch.cuda.synchronize()
@@ -27,15 +27,26 @@ def timed(calls: list[Call], repeats: int = 15) -> float:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    times = []
+    return graph
+
+
+def medians(graphs: list[torch.cuda.CUDAGraph], repeats: int = 15) -> list[float]:
+    """Microseconds of a replay of each; they are replayed in turn."""
+    times: list[list[float]] = [[] for _ in graphs]
     for _ in range(repeats + 3):
-        start, end = torch.cuda.Event(True), torch.cuda.Event(True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return median(times[3:])
+        for graph, found in zip(graphs, times, strict=True):
+            start, end = torch.cuda.Event(True), torch.cuda.Event(True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end) * 1e3)
+    return [median(found[3:]) for found in times]
+
+
+def timed(calls: list[Call], repeats: int = 15) -> float:
+    """Microseconds of one call: the median over replays of a graph that runs all of `calls` in turn."""
+    return medians([captured(calls)], repeats)[0] / len(calls)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ template <typename T, typename W, int V, bool Ahead>
 __global__ void __launch_bounds__(kRowThreads<V>)
     fused_add_rmsnorm_rows(T* x, int64_t x_step, T* residual, int64_t residual_step,
                            const W* weight, float eps, int64_t hidden) {
-  __shared__ float scratch[kWarp];
+  __shared__ float parts[kRowParts<V>];
   RowWeights<T, W, V, Ahead> weights{weight, {}};
   weights.fetch(hidden);
   let_next_start();
   wait_for_inputs();
   x += blockIdx.x * x_step, residual += blockIdx.x * residual_step;
   Pack<T> kept[V], other[V];
-  float sum = 0.f;
   each_pack<T, V>(hidden, [&](int v, int64_t at) {
     kept[v] = load_pack(x + at), other[v] = load_pack(residual + at);
   });
@@ -24,9 +23,8 @@ __global__ void __launch_bounds__(kRowThreads<V>)
     for (int i = 0; i < kPack<T>; ++i)
       kept[v][i] = from_float<T>(to_float(kept[v][i]) + to_float(other[v][i]));
     store_pack(residual + at, kept[v]);
-    sum += sum_squares<T>(kept[v]);
   });
-  const float scale = rms_scale(sum, hidden, eps, scratch);
+  const float scale = rms_scale<T, V>(kept, hidden, eps, parts);
   each_pack<T, V>(
       hidden, [&](int v, int64_t at) { store_pack(x + at, weights.times(kept[v], scale, v, at)); });
 }

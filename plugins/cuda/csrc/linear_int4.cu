@@ -6,40 +6,17 @@
 #include "fd/packed_tiles.cuh"
 
 #ifndef __CUDACC_RTC__
+#include "fd/packed_kinds.h"
 #include "fd/packed_linear.h"
 
 namespace fd {
 
-// Checks codes and scales; returns the group's length, 0 for one scale per output.
-inline int check_int4(const char* op, Tensor codes, Tensor scales, int64_t columns, int64_t depth) {
-  Check{op, "codes", codes}.rank(3).dtype<uint8_t>("uint8").contiguous();
-  const int64_t window = codes.size(2) / (kSkinnyTile / 2), tiles = blocks_of(columns, kSkinnyTile);
-  if ((window != 64 && window != 128) || codes.size(2) % (kSkinnyTile / 2) != 0)
-    fail("ValueError", op, ".codes: want 512 or 1024 bytes in dimension 2, have ",
-         shape_text(codes));
-  Check{op, "codes", codes}.dim(0, tiles).dim(1, blocks_of(depth, window));
-  if (scales.ndim() == 1 && window == kInt4RowWindow) {
-    Check{op, "scales", scales}.dim(0, columns).dtype<float>("float32").contiguous();
-    return 0;
-  }
-  Check{op, "scales", scales}.rank(3).dim(0, tiles).dim(1, codes.size(1)).dim(2, kSkinnyTile);
-  Check{op, "scales", scales}.dtype<bf16>("bfloat16").contiguous();
-  return static_cast<int>(window);
-}
-
 template <typename T>
 void linear_int4_launch(const Launch& on, int group, Tensor x, Tensor codes, Tensor scales,
                         OptTensor bias, Tensor out, const LinearSink& sink) {
-  const int windows = static_cast<int>(codes.size(1));
-  const uint4* units = codes.data<uint4>();
-  const auto go = [&](const auto& weights) {
+  with_int4_weights<T>(group, codes, scales, out.size(1), [&](const auto& weights) {
     packed_linear<std::decay_t<decltype(weights)>, T>(on, weights, x, bias, out, sink);
-  };
-  if (group == 0)
-    return go(Int4RowWeights<T>{{units, windows}, {scales.data<float>(), out.size(1)}});
-  const uint32_t* pairs = scales.data<uint32_t>();
-  if (group == 64) return go(Int4Weights<T, 64>{{units, windows}, pairs, out.size(1)});
-  go(Int4Weights<T, 128>{{units, windows}, pairs, out.size(1)});
+  });
 }
 
 void linear_int4(Tensor x, Tensor codes, Tensor scales, OptTensor bias, Tensor out) {

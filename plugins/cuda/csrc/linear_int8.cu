@@ -6,19 +6,10 @@
 #include "fd/packed_tiles.cuh"
 
 #ifndef __CUDACC_RTC__
+#include "fd/packed_kinds.h"
 #include "fd/packed_linear.h"
 
 namespace fd {
-
-constexpr int64_t kInt8Bytes = kSkinnyTile * kInt8Window;
-
-inline void check_int8(const char* op, Tensor codes, Tensor scales, int64_t columns,
-                       int64_t depth) {
-  Check{op, "codes", codes}.rank(3).dtype<int8_t>("int8").contiguous();
-  Check{op, "codes", codes}.dim(0, blocks_of(columns, kSkinnyTile));
-  Check{op, "codes", codes}.dim(1, blocks_of(depth, kInt8Window)).dim(2, kInt8Bytes);
-  Check{op, "scales", scales}.rank(1).dim(0, columns).dtype<float>("float32").contiguous();
-}
 
 void linear_int8(Tensor x, Tensor codes, Tensor scales, OptTensor bias, Tensor out) {
   const char* op = "linear_int8";
@@ -31,9 +22,8 @@ void linear_int8(Tensor x, Tensor codes, Tensor scales, OptTensor bias, Tensor o
   check_tensor_cores(on);
   const auto go = [&](auto tag) {
     using T = decltype(tag);
-    const Int8Weights<T> weights{{codes.data<uint4>(), static_cast<int>(codes.size(1))},
-                                 {scales.data<float>(), out.size(1)}};
-    packed_linear<Int8Weights<T>, T>(on, weights, x, bias, out, sink);
+    packed_linear<Int8Weights<T>, T>(on, int8_weights<T>(codes, scales, out.size(1)), x, bias, out,
+                                     sink);
   };
   is<bf16>(x) ? go(bf16{}) : go(f16{});
 }

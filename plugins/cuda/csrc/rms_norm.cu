@@ -8,19 +8,17 @@ template <typename T, typename W, int V, bool Ahead>
 __global__ void __launch_bounds__(kRowThreads<V>, !Ahead && V == 2 ? 4 : 1)
     rms_norm_rows(const T* x, int64_t x_step, const W* weight, float eps, int64_t hidden, T* out,
                   int64_t out_step) {
-  __shared__ float scratch[kWarp];
+  __shared__ float parts[kRowParts<V>];
   RowWeights<T, W, V, Ahead> weights{weight, {}};
   weights.fetch(hidden);
   let_next_start();
   wait_for_inputs();
   x += blockIdx.x * x_step, out += blockIdx.x * out_step;
   Pack<T> kept[V];
-  float sum = 0.f;
   each_pack<T, V>(
       hidden, [&](int v, int64_t at) { kept[v] = Ahead ? load_pack(x + at) : load_once(x + at); });
   weights.load(hidden);
-  each_pack<T, V>(hidden, [&](int v, int64_t) { sum += sum_squares<T>(kept[v]); });
-  const float scale = rms_scale(sum, hidden, eps, scratch);
+  const float scale = rms_scale<T, V>(kept, hidden, eps, parts);
   each_pack<T, V>(hidden, [&](int v, int64_t at) {
     const Pack<T> y = weights.times(kept[v], scale, v, at);
     Ahead ? store_pack(out + at, y) : store_once(out + at, y);

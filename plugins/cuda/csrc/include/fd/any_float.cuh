@@ -45,12 +45,16 @@ struct LinearSink {
   int64_t step;
   int out_kind, bias_kind;
 
-  // What put() needs of a column, for kernels that can read it early.
+  // For skinny.cuh: tiles of W that make a result, and what put() needs of an element, for kernels
+  // that can read it early.
+  static constexpr int kParts = 1;
   struct Column {};
-  __device__ __forceinline__ Column column(int64_t) const { return {}; }
+  __device__ __forceinline__ void early(Column&, int64_t, int64_t) const {}
   __device__ __forceinline__ void put(int64_t m, int64_t n, float sum, Column = {}) const {
-    if (bias != nullptr) sum += load_any(bias, bias_kind, n);
-    store_any(out, out_kind, m * step + n, sum);
+    store_any(out, out_kind, m * step + n, biased(sum, n));
+  }
+  __device__ __forceinline__ float biased(float sum, int64_t n) const {
+    return bias == nullptr ? sum : sum + load_any(bias, bias_kind, n);
   }
 };
 

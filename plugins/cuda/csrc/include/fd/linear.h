@@ -12,19 +12,24 @@ inline int kind_of(const Tensor& t) {
   return is<float>(t) ? kFloat32 : is<bf16>(t) ? kBfloat16 : kFloat16;
 }
 
-// Checks x [M, K], bias [N] and out [M, N]; where the results go.
-inline LinearSink linear_sink(const char* op, Tensor x, OptTensor bias, Tensor out) {
+// Checks x [M, K], bias [`columns`] and out [M, any]; where the results go.
+inline LinearSink linear_sink(const char* op, Tensor x, OptTensor bias, Tensor out,
+                              int64_t columns) {
   Check{op, "x", x}.rank(2).inner_contiguous();
   Check{op, "out", out}.rank(2).dim(0, x.size(0)).inner_contiguous();
   dispatch_float(op, "x", x, [](auto) {});
   dispatch_float(op, "out", out, [](auto) {});
   LinearSink sink{out.data<void>(), nullptr, out.stride(0), kind_of(out), kFloat32};
   if (bias) {
-    Check{op, "bias", bias}.rank(1).dim(0, out.size(1)).contiguous();
+    Check{op, "bias", bias}.rank(1).dim(0, columns).contiguous();
     dispatch_float(op, "bias", bias, [](auto) {});
     sink.bias = bias.data<void>(), sink.bias_kind = kind_of(bias);
   }
   return sink;
+}
+inline LinearSink linear_sink(const char* op, Tensor x, OptTensor bias, Tensor out) {
+  Check{op, "out", out}.rank(2);
+  return linear_sink(op, x, bias, out, out.size(1));
 }
 
 // Whether every row of a matrix of 16-bit elements can be read in units of 16 bytes.
@@ -89,38 +94,41 @@ void tensor_launch(const Launch& on, const TensorTiles<T>& job, const Sink& sink
 // y = x W^T for few rows; `S` windows of weights under way in each warp, at most `per_sm` blocks on
 // a multiprocessor. Where fewer serve, no more are let in: started early, they would crowd on those
 // multiprocessors that are free first.
-template <typename Weights, typename T, int S, typename Sink>
+template <typename Weights, typename T, int S, typename Start, typename Sink>
 void skinny_launch_staged(const Launch& on, const Weights& weights, const SkinnyInput<T>& input,
-                          const Sink& sink, int per_sm) {
+                          const Start& start, const Sink& sink, int per_sm) {
   const DeviceFacts& limits = on.facts();
-  const int tiles = static_cast<int>(blocks_of(weights.columns, kSkinnyTile));
+  const int tiles = static_cast<int>(blocks_of(weights.columns / Sink::kParts, kSkinnyTile));
   const int all =
       std::min(tiles, std::max(per_sm * limits.processors / input.groups, 1)) * input.groups;
   const int each = (all + limits.processors - 1) / limits.processors;
   const int crowded = std::min(limits.all_shared / (each + 1), limits.block_shared);
-  const int64_t least = skinny_shared<Weights>(S, input.depth, input.each);
+  const int64_t least = skinny_shared<Weights>(start, S, input.depth, input.each);
   const auto shared = static_cast<size_t>(std::max<int64_t>(least, crowded));
-  allow_shared_once<linear_skinny<Weights, T, S, Sink>>(on, limits.block_shared);
-  run_overlapped(on, linear_skinny<Weights, T, S, Sink>, dim3(static_cast<unsigned>(all)),
-                 dim3(32 * kSkinnyWarps), shared, weights, input, tiles, sink);
+  constexpr auto kernel = linear_skinny<Weights, T, S, Start, Sink>;
+  allow_shared_once<kernel>(on, limits.block_shared);
+  run_overlapped(on, kernel, dim3(static_cast<unsigned>(all)), dim3(32 * kSkinnyWarps), shared,
+                 weights, input, tiles, start, sink);
 }
 
 constexpr int kSharedOfSystem = 1024;  // bytes of every block
 
 // Blocks with rings of `stages` windows that fit on a multiprocessor.
-template <typename Weights>
-int skinny_fitting(const DeviceFacts& limits, int stages, int64_t depth, int each) {
-  const int64_t bytes = skinny_shared<Weights>(stages, depth, each);
+template <typename Weights, typename Start>
+int skinny_fitting(const DeviceFacts& limits, const Start& start, int stages, int64_t depth,
+                   int each) {
+  const int64_t bytes = skinny_shared<Weights>(start, stages, depth, each);
   if (bytes > limits.block_shared) return 0;
   return static_cast<int>(limits.all_shared / (bytes + kSharedOfSystem));
 }
 
 // Shares rows out among blocks so that a share of x fits beside a flat ring; false where one row
 // does not.
-template <typename Weights, typename T>
-bool skinny_share(const DeviceFacts& limits, SkinnyInput<T>* input) {
+template <typename Weights, typename T, typename Start>
+bool skinny_share(const DeviceFacts& limits, const Start& start, SkinnyInput<T>* input) {
   int most = std::min(input->rows, kSkinnyRows);
-  while (most > 0 && skinny_fitting<Weights>(limits, Weights::kFlat, input->depth, most) == 0)
+  while (most > 0 &&
+         skinny_fitting<Weights>(limits, start, Weights::kFlat, input->depth, most) == 0)
     --most;
   if (most == 0) return false;
   input->groups = (input->rows + most - 1) / most;
@@ -130,18 +138,19 @@ bool skinny_share(const DeviceFacts& limits, SkinnyInput<T>* input) {
 
 // As many blocks on a multiprocessor as Weights asks for, with rings as deep as fit. False, and
 // nothing launched, where a row of x is too long.
-template <typename Weights, typename T, typename Sink>
-bool skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> input,
-                   const Sink& sink) {
+template <typename Weights, typename T, typename Sink, typename Start = PlainStart<T>>
+bool skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> input, const Sink& sink,
+                   const Start& start = {}) {
   constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat, kBlocks = Weights::kBlocks;
   const DeviceFacts& limits = on.facts();
-  if (!skinny_share<Weights>(limits, &input)) return false;
-  if (skinny_fitting<Weights>(limits, kDeep, input.depth, input.each) >= kBlocks) {
-    skinny_launch_staged<Weights, T, kDeep>(on, weights, input, sink, kBlocks);
+  if (!skinny_share<Weights>(limits, start, &input)) return false;
+  if (skinny_fitting<Weights>(limits, start, kDeep, input.depth, input.each) >= kBlocks) {
+    skinny_launch_staged<Weights, T, kDeep>(on, weights, input, start, sink, kBlocks);
     return true;
   }
-  const int fitting = skinny_fitting<Weights>(limits, kFlat, input.depth, input.each);
-  skinny_launch_staged<Weights, T, kFlat>(on, weights, input, sink, std::min(fitting, kBlocks));
+  const int fitting = skinny_fitting<Weights>(limits, start, kFlat, input.depth, input.each);
+  skinny_launch_staged<Weights, T, kFlat>(on, weights, input, start, sink,
+                                          std::min(fitting, kBlocks));
   return true;
 }
 

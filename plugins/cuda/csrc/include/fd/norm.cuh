@@ -44,6 +44,49 @@ __device__ __forceinline__ float rms_scale(float sum, int64_t width, float eps, 
   return rsqrtf(block_reduce<Sum>(sum, scratch) / static_cast<float>(width) + eps);
 }
 
+// A row's squares are added in an order that does not depend on the block that holds the row: those
+// of a vector, of four vectors (a part), of every 32nd part, of the 32.
+constexpr int kPartLanes = 4;
+
+// From sum_squares of a lane's vector, in each of the four lanes, which come together.
+__device__ __forceinline__ float part_squares(float sum) {
+  const unsigned lanes = 0xfu << (threadIdx.x % kWarp / kPartLanes * kPartLanes);
+  sum += __shfl_xor_sync(lanes, sum, 1);
+  return sum + __shfl_xor_sync(lanes, sum, 2);
+}
+
+template <typename T>
+__host__ __device__ constexpr int64_t row_parts(int64_t width) {
+  return (width + kPartLanes * kPack<T> - 1) / (kPartLanes * kPack<T>);
+}
+
+// rms_scale by a warp, of all parts of a row.
+template <typename T>
+__device__ __forceinline__ float rms_scale(const float* parts, int64_t width, float eps) {
+  const int count = static_cast<int>(row_parts<T>(width));
+  float sum = 0.f;
+  for (int i = threadIdx.x % kWarp; i < count; i += kWarp) sum += parts[i];
+  return rsqrtf(warp_reduce<Sum>(sum) / static_cast<float>(width) + eps);
+}
+
+// The same of a row that a block holds as each_pack says; every thread gets it. `parts`: shared.
+template <int V>
+constexpr int kRowParts = V * kRowThreads<V> / kPartLanes;
+
+template <typename T, int V>
+__device__ __forceinline__ float rms_scale(const Pack<T> (&kept)[V], int64_t width, float eps,
+                                           float* parts) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const int64_t pack = int64_t{v} * blockDim.x + threadIdx.x;
+    const bool inside = pack * kPack<T> < width;
+    const float part = part_squares(inside ? sum_squares<T>(kept[v]) : 0.f);
+    if (inside && threadIdx.x % kPartLanes == 0) parts[pack / kPartLanes] = part;
+  }
+  __syncthreads();
+  return rms_scale<T>(parts, width, eps);
+}
+
 // x * scale * weight, with one rounding.
 template <typename T, typename W>
 __device__ __forceinline__ Pack<T> scaled(const Pack<T>& x, float scale,

@@ -11,8 +11,10 @@ struct ScaledSink {
   const float* columns;
   int64_t row_step, column_step;
 
+  static constexpr int kParts = 1;
   using Column = float;
   __device__ __forceinline__ Column column(int64_t n) const { return columns[n * column_step]; }
+  __device__ __forceinline__ void early(Column& to, int64_t, int64_t n) const { to = column(n); }
 
   // Not joined with the bias: the bits are every kernel's.
   template <typename Sum>

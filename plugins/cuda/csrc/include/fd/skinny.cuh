@@ -11,7 +11,8 @@
 // a lane per window), kExtra (more units of a window), kBlocks (on a multiprocessor), kDeep and
 // kFlat (windows of a ring: wanted, and where those do not fit), fetch(), operands(), and finish(),
 // which a sum passes through. Of a window's steps, those of lane 4 * g + t are 32 * s + 8 * t + (0
-// .. 7) for s = 0 .. kWindow / 32 - 1.
+// .. 7) for s = 0 .. kWindow / 32 - 1. `Start` brings a block's x, and the sink takes the sums:
+// skinny_ends.cuh.
 #pragma once
 #include "fd/any_float.cuh"
 #include "fd/mma.cuh"
@@ -89,27 +90,30 @@ struct PlainWeights {
 };
 
 // Shared memory of a block, in units of 16 bytes: rings, the rows of x, the sums of two tiles, a
-// zero.
+// zero, what Start needs.
 template <typename Weights>
 constexpr int kSkinnyStage = 32 * Weights::kUnits + Weights::kExtra;
-constexpr int kSkinnySums = kSkinnyWarps * kSkinnyTile * kSkinnyRows;
+constexpr int kSkinnySums = kSkinnyWarps * kSkinnyTile;  // for each row of x
 
 template <typename Weights>
 __host__ __device__ constexpr int64_t skinny_x_units(int64_t depth, int each) {  // of a warp
   return skinny_slice(depth, Weights::kWindow) / 8 * each;
 }
-template <typename Weights>
-__host__ __device__ constexpr int64_t skinny_shared(int stages, int64_t depth, int each) {
+template <typename Weights, typename Start>
+int64_t skinny_shared(const Start& start, int stages, int64_t depth, int each) {
   const int64_t warp = stages * kSkinnyStage<Weights> + skinny_x_units<Weights>(depth, each);
-  return (kSkinnyWarps * warp + kSkinnySums / 2 + 1) * 16;
+  const int64_t sums = kSkinnySums / 2 * each + 1,
+                more = start.template units<Weights>(depth, each);
+  return (kSkinnyWarps * warp + sums + more) * 16;
 }
 
 // One warp's part of x, [windows * kWindow / 32, each, 4] units: lane 4 * g + t reads unit t of row
 // g. Its lanes copy unit t of every eighth pair of a row and 32 steps. No divisions: they would
-// take longer than the copies.
-template <typename Weights, typename T>
+// take longer than the copies. taken(unit, m, sub) sees each; the four lanes of a row and 32 steps
+// call it together.
+template <typename Weights, typename T, typename Taken>
 __device__ __forceinline__ void skinny_load_x(uint4* to, const SkinnyInput<T>& input, int m0,
-                                              const WindowRange& range, int lane) {
+                                              const WindowRange& range, int lane, Taken&& taken) {
   constexpr int kAtOnce = 4;
   const int subs = range.count * (Weights::kWindow / 32), t = lane % 4;
   const int k0 = range.first * Weights::kWindow + t * 8, rows = min(input.each, input.rows - m0);
@@ -117,22 +121,41 @@ __device__ __forceinline__ void skinny_load_x(uint4* to, const SkinnyInput<T>& i
   int m = 0, sub = lane / 4;
   while (subs > 0 && m < input.each) {
     uint4 held[kAtOnce];
-    uint4* place[kAtOnce];
+    int row[kAtOnce], step[kAtOnce];
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       while (sub >= subs) sub -= subs, ++m;
       const bool inside = m < rows && k0 + sub * 32 < input.depth;
-      place[j] = m < input.each ? to + (sub * input.each + m) * 4 + t : nullptr;
+      row[j] = m, step[j] = sub;
       held[j] =
           inside ? *reinterpret_cast<const uint4*>(from + m * input.step + sub * 32) : uint4{};
       sub += 8;
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j)
-      if (place[j] != nullptr) *place[j] = held[j];
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (row[j] >= input.each) break;
+      to[(step[j] * input.each + row[j]) * 4 + t] = held[j];
+      taken(held[j], row[j], step[j]);
+    }
   }
   __syncwarp();
 }
+
+// A start (skinny_ends.cuh): x as it is.
+template <typename T>
+struct PlainStart {
+  template <typename Weights>
+  __host__ __device__ int64_t units(int64_t, int) const {
+    return 0;
+  }
+  template <typename Weights>
+  __device__ __forceinline__ void fetch(uint4*, int64_t, const WindowRange&, int) const {}
+  template <typename Weights>
+  __device__ __forceinline__ void load(uint4* to, uint4*, const SkinnyInput<T>& input, int m0,
+                                       const WindowRange& range, int lane) const {
+    skinny_load_x<Weights>(to, input, m0, range, lane, [](const uint4&, int, int) {});
+  }
+};
 
 // sum += a window's products; `x`: this lane's units, `x_step` apart.
 template <typename Weights, typename T>
@@ -168,51 +191,67 @@ struct SkinnyWindow {
   }
 };
 
+// The order in which a block takes tiles of W: those of a result `parts` together, `tiles` apart.
+template <int Parts>
+struct TileWalk {
+  int tile, part, tiles, step;
+
+  __device__ __forceinline__ bool there() const { return tile < tiles; }
+  __device__ __forceinline__ int index() const { return tile + part * tiles; }
+  __device__ __forceinline__ void next() {
+    part = part + 1 == Parts ? 0 : part + 1;
+    if (part == 0) tile += step;
+  }
+};
+
 // Adds the warps' sums of a tile in their order and hands them to the sink. `shared` is not written
 // again before the barrier of the tile after the next.
 template <typename Weights, typename Sum, typename Sink>
 __device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, int64_t n, int m0,
-                                              int rows, const Weights& weights, const Sink& sink,
-                                              typename Sink::Column column) {
+                                              int each, bool puts, const Weights& weights,
+                                              const Sink& sink, typename Sink::Column& column) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  Sum* mine = shared + warp * kSkinnyTile * kSkinnyRows;
+  Sum* mine = shared + warp * kSkinnyTile * each;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
+  for (int i = 0; i < 4; ++i)
+    if (2 * t + i % 2 < each) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
   __syncthreads();
-  const int m = threadIdx.x / kSkinnyTile;
-  if (m >= rows || n >= weights.columns) return;
+  if (!puts) return;
   Sum total = 0;
 #pragma unroll
-  for (int w = 0; w < kSkinnyWarps; ++w)
-    total += shared[w * kSkinnyTile * kSkinnyRows + threadIdx.x];
-  sink.put(m0 + m, n, weights.finish(total, n), column);
+  for (int w = 0; w < kSkinnyWarps; ++w) total += shared[w * kSkinnyTile * each + threadIdx.x];
+  sink.put(m0 + threadIdx.x / kSkinnyTile, n, weights.finish(total, n), column);
 }
 
-template <typename Weights, typename T, int S, typename Sink>
+template <typename Weights, typename T, int S, typename Start, typename Sink>
 __global__ void __launch_bounds__(32 * kSkinnyWarps)
-    linear_skinny(Weights weights, SkinnyInput<T> input, int tiles, Sink sink) {
+    linear_skinny(Weights weights, SkinnyInput<T> input, int tiles, Start start, Sink sink) {
 #if FD_SM80
   using Sum = typename SumOf<T>::type;
   constexpr int kStage = kSkinnyStage<Weights>, kSubs = Weights::kWindow / 32;
   extern __shared__ uint4 skinny_memory[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int first = blockIdx.x / input.groups, step = gridDim.x / input.groups;
   const int m0 = blockIdx.x % input.groups * input.each, rows = min(input.each, input.rows - m0);
   const WindowRange range = skinny_range(input.depth, Weights::kWindow, warp);
   uint4 *const ring = skinny_memory + warp * S * kStage, *const end = ring + S * kStage;
   const int64_t x_units = skinny_x_units<Weights>(input.depth, input.each);
   uint4* const xs = skinny_memory + kSkinnyWarps * S * kStage + warp * x_units;
-  Sum* sums = reinterpret_cast<Sum*>(skinny_memory + kSkinnyWarps * (S * kStage + x_units));
+  uint4* const sums = skinny_memory + kSkinnyWarps * (S * kStage + x_units);
+  uint4* const zeros = sums + kSkinnySums / 2 * input.each;
 
-  int next_tile = first, next_window = 0;  // to be fetched
+  TileWalk<Sink::kParts> at{static_cast<int>(blockIdx.x) / input.groups, 0, tiles,
+                            static_cast<int>(gridDim.x) / input.groups};
+  TileWalk<Sink::kParts> ahead = at;  // to be fetched
+  int next_window = 0;
   const auto fetch = [&](uint4* slot) {
-    if (next_tile < tiles && range.count > 0)
-      weights.fetch(slot, next_tile, range.first + next_window, lane);
+    if (ahead.there() && range.count > 0)
+      weights.fetch(slot, ahead.index(), range.first + next_window, lane);
     copy_async_commit();
-    if (++next_window >= range.count) next_window = 0, next_tile += step;
+    if (++next_window >= range.count) next_window = 0, ahead.next();
   };
   if (!input.fixed) wait_for_inputs();
   let_next_start();
+  start.template fetch<Weights>(zeros + 1, input.depth, range, lane);
   // One window after another: a burst of all would hold up the small kernel that is waited for,
   // whose reads queue behind it (measured: 65.8 -> 62.9 us for a Llama-3-8B block in int4, H100).
 #pragma unroll
@@ -220,21 +259,22 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
     copy_async_wait<0>();
     fetch(ring + i * kStage);
   }
-  uint4* const zeros = skinny_memory + kSkinnyWarps * (S * kStage + x_units) + kSkinnySums / 2;
   if (threadIdx.x == 0) *zeros = uint4{};
   __syncthreads();
+  copy_async_wait<S - 1>();  // with the first, what `start` fetches
   wait_for_inputs();
-  skinny_load_x<Weights>(xs, input, m0, range, lane);
+  start.template load<Weights>(xs, zeros + 1, input, m0, range, lane);
 
   // Lanes without a row read zeros, always the same.
   const bool has_row = lane / 4 < rows;
   const SkinnyWindow<Weights, T> window{weights, lane, has_row ? 4 * input.each : 0};
   const int x_step = has_row ? kSubs * 4 * input.each : 0;
   uint4* slot = ring;
-  for (int tile = first, parity = 0; tile < tiles; tile += step, parity ^= 1) {
-    const int64_t n = int64_t{tile} * kSkinnyTile + threadIdx.x % kSkinnyTile;
+  typename Sink::Column column{};
+  for (int parity = 0; at.there(); at.next(), parity ^= 1) {
+    const int64_t n = int64_t{at.index()} * kSkinnyTile + threadIdx.x % kSkinnyTile;
     const bool puts = threadIdx.x / kSkinnyTile < rows && n < weights.columns;
-    const typename Sink::Column column = puts ? sink.column(n) : typename Sink::Column{};
+    if (puts) sink.early(column, m0 + threadIdx.x / kSkinnyTile, n);
     Sum sum[4] = {};
     const uint4* x = has_row ? xs + lane : zeros;
     for (int i = 0; i < range.count; ++i) {
@@ -246,7 +286,8 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps)
       x += x_step;
       slot = slot + kStage == end ? ring : slot + kStage;
     }
-    skinny_finish(sum, sums + parity * kSkinnySums, n, m0, rows, weights, sink, column);
+    Sum* shared = reinterpret_cast<Sum*>(sums) + parity * kSkinnySums * input.each;
+    skinny_finish(sum, shared, n, m0, input.each, puts, weights, sink, column);
   }
 #endif
 }

@@ -1,0 +1,32 @@
+// linear_int8_fused(x, codes, scales, bias, norm, eps, gated, add, out): rms_norm, linear_int8,
+// swiglu and an addition as one kernel.
+#include "fd/packed_weights.cuh"
+#include "fd/skinny_ends.cuh"
+
+#ifndef __CUDACC_RTC__
+#include "fd/fused_linear.h"
+#include "fd/packed_kinds.h"
+
+namespace fd {
+
+void linear_int8_fused(Tensor x, Tensor codes, Tensor scales, OptTensor bias, OptTensor norm,
+                       double eps, bool gated, bool add, Tensor out) {
+  const char* op = "linear_int8_fused";
+  const FusedEnds ends{norm, eps, gated, add};
+  const int64_t columns = check_fused(op, x, ends, out);
+  check_int8(op, codes, scales, columns, x.size(1));
+  const LinearSink sink = linear_sink(op, x, bias, out, columns);
+  same_device(op, x, {codes, scales, bias, norm, out});
+  if (out.numel() == 0) return;
+  const Launch on = launch_on(op, x);
+  check_streams(on);
+  const auto go = [&](auto tag) {
+    using T = decltype(tag);
+    fused_launch<Int8Weights<T>, T>(on, int8_weights<T>(codes, scales, columns), x, ends, sink);
+  };
+  is<bf16>(x) ? go(bf16{}) : go(f16{});
+}
+FD_EXPORT(linear_int8_fused)
+
+}  // namespace fd
+#endif
