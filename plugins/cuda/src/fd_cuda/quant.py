@@ -1,9 +1,11 @@
 """Weights as they are, and integer ones made on the device from a checkpoint's floats while it loads.
 
 `wint8`: one scale per output; `wint4`: one per group of inputs and output (option `group_size`: 64 or 128),
-or per output (-1); activations stay 16-bit floats. `w8a8`: as `wint8`, and each token's activations become
-int8 with a scale of their own; products are summed exactly. Layouts: csrc/include/fd/packed_weights.cuh.
-Embedding tables that are looked up, routers and experts stay as they are.
+or per output (-1), with `zero_point` an integer zero point beside each; activations stay 16-bit floats.
+`w8a8`: as `wint8`, and each token's activations become int8 with a scale of their own; products are summed
+exactly. Layouts: csrc/include/fd/packed_weights.cuh, packed_zero.cuh. Checkpoints that hold codes (`fd
+quantize`, and public ones) are packed while they load.
+Routers and experts stay as they are.
 """
 
 from __future__ import annotations
@@ -12,15 +14,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fd_core.api import dtype as dt
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS, DType
-from fd_core.api.quant import LinearSpec, QuantMethod
+from fd_core.api.quant import Grid, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.quantization.config import QuantError
+from fd_core.quantization.formats import FORMATS
 from fd_core.quantization.unquantized import Unquantized
 from fd_cuda import library
+from fd_cuda.quant_given import find_steps, pack_given, scale_pairs, step_bytes, step_spec
 
 #: Rows of a weight that are packed together, and steps of k of a window (packed_weights.cuh): of int8
 #: codes, of int4 codes with one scale per output. Of those in groups, a window is a group.
@@ -32,6 +38,9 @@ DEFAULT_GROUP = 64
 #: The first architecture whose tensor cores multiply what these methods make.
 FIRST = 80
 HALVES = (dt.bfloat16, dt.float16)
+#: Of zero points.
+ZEROS = (-128, 127)
+Array = np.ndarray[Any, Any]
 
 
 def int8_spec(columns: int, depth: int) -> TensorSpec:
@@ -82,6 +91,12 @@ class IntegerLinear(QuantMethod):
     #: The export that multiplies, and the one that makes codes and scales of a plain weight.
     kernel: ClassVar[str]
     packer: ClassVar[str]
+    has_lookup: ClassVar[bool] = True
+    #: The export that makes codes of a weight that lies on a given grid, and the one that looks rows up.
+    given_packer: ClassVar[str]
+    lookup_kernel: str
+    #: Whether `given_packer` takes zero points too.
+    takes_zero: ClassVar[bool] = False
     #: Of what the number of inputs must be a multiple.
     multiple: ClassVar[int] = 8
 
@@ -90,10 +105,12 @@ class IntegerLinear(QuantMethod):
     ) -> None:
         super().__init__(device, platform, ops, config)
         if self.config.get("is_quantized"):
-            fix = "load the 16-bit checkpoint with this method instead"
+            forms = self.config.get("forms", {})
+            have = forms.get(self.name) if isinstance(forms, Mapping) else forms
+            fix = "convert the 16-bit checkpoint with fd quantize, or load it with this method"
             raise QuantError(
-                f"quantization {self.name!r}: want a checkpoint of plain weights (is_quantized false), "
-                f"have one that is already quantised; fix: {fix}"
+                f"quantization {self.name!r}: want weights stored in one of {', '.join(FORMATS)} (forms), "
+                f"or plain ones (is_quantized false), have {have!r}; fix: {fix}"
             )
         self._linear = library.function(self.kernel)
 
@@ -119,11 +136,24 @@ class IntegerLinear(QuantMethod):
 
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
         """(codes, scales) in device memory."""
+        if "scale" in weights:
+            return pack_given(self, weights)
         plain = self.platform.empty(weights["weight"].spec)
         plain.copy_from(weights["weight"])
         packed = tuple(map(self.platform.empty, self.packed_specs(*plain.shape)))
         library.function(self.packer)(plain, *packed)
         return packed
+
+    def grid(self) -> Grid:
+        return Grid(-128, 127, 0, by_effect=False)
+
+    def arranged(self, windows: int, scale: Array, zero: Array | None = None) -> Array:
+        """Given scales and zero points [columns, groups], as the second of `packed_specs`; `windows`: of a
+        row's codes."""
+        return np.ascontiguousarray(scale[:, 0])
+
+    def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
+        library.function(self.lookup_kernel)(ids, *packed, out)
 
     @abstractmethod
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
@@ -140,6 +170,8 @@ class Int8Linear(IntegerLinear):
     name: ClassVar[str] = "wint8"
     kernel: ClassVar[str] = "linear_int8"
     packer: ClassVar[str] = "pack_int8_weight"
+    given_packer: ClassVar[str] = "pack_int8_given"
+    lookup_kernel: str = "lookup_int8"
 
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
         return int8_spec(columns, depth), TensorSpec((columns,), dt.float32)
@@ -151,6 +183,9 @@ class Int4Linear(IntegerLinear):
     name: ClassVar[str] = "wint4"
     kernel: ClassVar[str] = "linear_int4"
     packer: ClassVar[str] = "pack_int4_weight"
+    given_packer: ClassVar[str] = "pack_int4_given"
+    lookup_kernel: str = "lookup_int4"
+    takes_zero: ClassVar[bool] = True
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -159,18 +194,38 @@ class Int4Linear(IntegerLinear):
         if type(self.group) is not int or self.group not in GROUPS:
             raise QuantError(
                 f"quantization {self.name!r}: want group_size {' | '.join(map(str, GROUPS))}, "
-                f"have {self.group!r}"
+                f"have {self.group!r}; fix: convert the 16-bit checkpoint with one of them"
             )
-        zero_point = (config or {}).get("zero_point", False)
-        if zero_point is not False:
-            fix = "leave zero_point out: codes are then symmetric"
+        self.zero_point = (config or {}).get("zero_point", False)
+        if type(self.zero_point) is not bool:
             raise QuantError(
-                f"quantization {self.name!r}: want zero_point false, have {zero_point!r}; fix: {fix}"
+                f"quantization {self.name!r}: want zero_point true | false, have {self.zero_point!r}"
             )
         super().__init__(device, platform, ops, config)
+        if self.zero_point:
+            self._linear = library.function("linear_int4_zero")
+            self.lookup_kernel = "lookup_int4_zero"
+
+    def grid(self) -> Grid:
+        return Grid(-8, 7, 0 if self.group == WHOLE else self.group, ZEROS if self.zero_point else None)
+
+    def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
+        if self.zero_point and "scale" not in weights:
+            weights = find_steps(self, weights["weight"], self.grid().group)
+        return super().process_weights(spec, weights)
+
+    def arranged(self, windows: int, scale: Array, zero: Array | None = None) -> Array:
+        if self.zero_point:
+            return step_bytes(scale, np.zeros_like(scale) if zero is None else zero, windows)
+        if self.group == WHOLE:
+            return super().arranged(windows, scale)
+        return scale_pairs(scale, windows)
 
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
-        return int4_spec(columns, depth, self.group), int4_scale_spec(columns, depth, self.group)
+        codes = int4_spec(columns, depth, self.group)
+        if self.zero_point:
+            return codes, step_spec(columns, codes.shape[1])
+        return codes, int4_scale_spec(columns, depth, self.group)
 
 
 class Int8DynamicLinear(IntegerLinear):
@@ -179,6 +234,8 @@ class Int8DynamicLinear(IntegerLinear):
     name: ClassVar[str] = "w8a8"
     kernel: ClassVar[str] = "linear_int8_dynamic"
     packer: ClassVar[str] = "pack_int8_rows"
+    given_packer: ClassVar[str] = "pack_rows_given"
+    lookup_kernel: str = "lookup_int8_rows"
     multiple: ClassVar[int] = 16
 
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:

@@ -1,38 +1,28 @@
 // Int4 weights with zero points, in packed_weights.cuh's order: (code - zero) * scale, with a scale
 // and a zero point for every row and group.
 //
-// A zero point is any int8: what is left of a code is a whole number of at most 135, which bfloat16
-// holds exactly.
+// Zero points are -8 to 119, kept with 8 added, so that a byte in front of them makes 128 + (zero +
+// 8) or 1024 + (zero + 8) of them, and of codes the same: their differences are exact. Below -8 the
+// scale's sign is turned: -1 - code, -1 - zero.
 #pragma once
 #include "fd/packed_weights.cuh"
 
 namespace fd {
 
-// Of a window: eight pairs of bfloat16 scales, then of int8 zero points, of rows g and g + 8.
+// Of a window: eight pairs of bfloat16 scales, then of zero points, of rows g and g + 8.
 constexpr int kStepUnits = 3, kStepBytes = kStepUnits * 16, kStepZeros = 32;
 
-// What int4_level takes off, for a zero point in each half's low byte.
-template <typename T>
-__device__ __forceinline__ uint32_t level_base(uint32_t zeros);
-template <>
-__device__ __forceinline__ uint32_t level_base<bf16>(uint32_t zeros) {
-  return subtract2<bf16>(int8_pair<bf16>(zeros), 0xc290c290u);  // zero + 64 + 8
-}
-template <>
-__device__ __forceinline__ uint32_t level_base<f16>(uint32_t zeros) {
-  return subtract2<f16>(int8_pair<f16>(zeros), 0xe408e408u);  // zero + 1024 + 8
+// What int4_level takes off, twice: for zero point `Row` (0: g, 1: g + 8) of a pair.
+template <typename T, int Row>
+__device__ __forceinline__ uint32_t level_base(uint32_t zeros) {
+  return __byte_perm(zeros, std::is_same_v<T, f16> ? 0x64u : 0x43u, Row == 0 ? 0x4040 : 0x4141);
 }
 
-// Codes less zero points of nibbles I and I + 4 of a word of codes. In bfloat16 codes count from 64
-// on in halves: with `base` up to 199, from 128 on it would not be exact.
+// Codes less zero points of nibbles I and I + 4 of a word of codes.
 template <typename T, int I>
 __device__ __forceinline__ uint32_t int4_level(uint32_t word, uint32_t base) {
-  if constexpr (std::is_same_v<T, f16>) {
-    return subtract2<f16>(and_or(word >> (I * 4), 0x000f000fu, 0x64006400u), base);
-  } else {
-    const uint32_t at = I == 0 ? word << 1 : word >> (I * 4 - 1);
-    return subtract2<bf16>(and_or(at, 0x001e001eu, 0x42804280u), base);
-  }
+  constexpr uint32_t kCount = std::is_same_v<T, f16> ? 0x64006400u : 0x43004300u;
+  return subtract2<T>(and_or(word >> (I * 4), 0x000f000fu, kCount), base);
 }
 
 // steps [ceil(columns / 16), ceil(depth / Group), kStepBytes].
@@ -59,9 +49,8 @@ struct Int4ZeroWeights : PackedCodes<Group / 64> {
                                            int lane) const {
     const uint4 unit = slot[s / 2 * 32 + lane];
     const auto* steps_of = reinterpret_cast<const char*>(slot + 32 * Codes::kUnits);
-    const uint32_t both = reinterpret_cast<const uint16_t*>(steps_of + kStepZeros)[lane / 4];
-    const uint32_t twice = both * 0x00010001u;
-    const uint32_t base[2] = {level_base<T>(twice), level_base<T>(twice >> 8)};
+    const uint32_t zeros = reinterpret_cast<const uint16_t*>(steps_of + kStepZeros)[lane / 4];
+    const uint32_t base[2] = {level_base<T, 0>(zeros), level_base<T, 1>(zeros)};
     levels(a[0], s % 2 ? unit.z : unit.x, base);
     levels(a[1], s % 2 ? unit.w : unit.y, base);
   }
