@@ -1,5 +1,5 @@
-"""One converted checkpoint on the GPU and elsewhere: by `fd quantize` on the GPU and on the CPU, and a public
-one. What each must be is the model whose plain weights are what the codes mean, by the oracles."""
+"""One converted checkpoint on the GPU and elsewhere: by `fd quantize` on the GPU and on the CPU, and a
+public one. What each must be is the model whose plain weights are what the codes mean, by the oracles."""
 
 from __future__ import annotations
 
