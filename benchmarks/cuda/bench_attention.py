@@ -1,6 +1,6 @@
 """Paged attention on one GPU, beside the fastest peers that can be imported.
 
-    python benchmarks/cuda/bench_attention.py [--json FILE] [--only decode|prefill] [--cells NAME...]
+    python benchmarks/cuda/bench_attention.py [--json FILE] [--only decode|short|prefill] [--cells NAME...]
 
 Calls are captured in CUDA graphs over rotated inputs (caches together larger than the second-level
 cache), so that launch gaps and cached data do not count; medians of replays. Decode: one query a
@@ -60,6 +60,9 @@ class Cell:
 
 DECODE = [Cell(b, 1, n) for b, n in ((64, 4096), (8, 32768), (1, 4096), (1, 131072), (256, 1024))]
 DECODE += [Cell(64, 1, 4096, 64, 8), Cell(64, 1, 4096, 32, 32, 64), Cell(16, 4, 8192)]
+#: A turn of a conversation, a draft's verification, the tail of a prompt: few queries, many keys.
+SHORT = [Cell(1, q, n) for n in (4096, 131072) for q in (4, 8, 16, 64)]
+SHORT += [Cell(4, 16, 32768), Cell(16, 8, 4096), Cell(16, 16, 8192), Cell(1, 256, 32768)]
 PREFILL = [Cell(4, 4096, 4096), Cell(1, 16384, 16384), Cell(4, 1024, 8192), Cell(16, 512, 512)]
 PREFILL += [Cell(1, 2048, 2048), Cell(4, 4096, 4096, 32, 32, 64)]
 
@@ -211,10 +214,11 @@ def line(cell: Cell, row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=["decode", "prefill"])
+    parser.add_argument("--only", choices=["decode", "short", "prefill"])
     parser.add_argument("--cells", nargs="+", default=[""], help="beginnings of the names of those to run")
     args = parser.parse_args()
-    cells = {"decode": DECODE, "prefill": PREFILL, None: DECODE + PREFILL}[args.only]
+    groups = {"decode": DECODE, "short": SHORT, "prefill": PREFILL}
+    cells = groups[args.only] if args.only else [cell for group in groups.values() for cell in group]
     cells = [cell for cell in cells if cell.name.startswith(tuple(args.cells))]
     rows, limits = [], ceilings()
     print(torch.cuda.get_device_name(), limits, flush=True)
