@@ -7,7 +7,8 @@ cache), so that launch gaps and cached data do not count; medians of replays. De
 sequence over pages of 64 in random order; the rate counts keys and values once, in 16 bits. Prefill:
 causal, the rate counts half of the square. `fd-cuda-int8`, `fd-cuda-float8`: the same over a cache of
 codes with a scale for each row. Peers: FlashInfer where it is installed (its decode and prefill wrappers
-on the same pages), torch's scaled_dot_product_attention on dense tensors (`torch`: cuDNN for prefill).
+on the same pages), torch's scaled_dot_product_attention on dense tensors (`torch`: cuDNN for prefill;
+without a mask for a few queries behind others, since its fast kernels have none that ends bottom right).
 """
 
 from __future__ import annotations
@@ -118,13 +119,11 @@ class Step:
 
 def torch_call(step: Step, prefill: SDPBackend = SDPBackend.CUDNN_ATTENTION) -> Call:
     q, k, v = step.dense()
-    causal = step.cell.queries > 1
-    if causal and step.cell.queries != step.cell.context:
-        raise ValueError("torch has no bottom-right causal mask in its fast kernels")
+    causal = step.cell.queries == step.cell.context
     backends = [prefill if causal else SDPBackend.FLASH_ATTENTION]
     if not causal:  # the query heads of a group as rows: its fastest form
         c = step.cell
-        q = q.reshape(c.batch, c.kv_heads, c.heads // c.kv_heads, c.dim)
+        q = q.reshape(c.batch, c.kv_heads, c.heads // c.kv_heads * c.queries, c.dim)
 
     def call() -> Any:
         with sdpa_kernel(backends):
@@ -167,8 +166,9 @@ def flashinfer_call(step: Step, kind: str) -> Call:
 
 
 def peers(cell: Cell) -> dict[str, Callable[[Step], Call]]:
-    found: dict[str, Callable[[Step], Call]] = {"torch": torch_call}
-    if cell.queries > 1:
+    chunk = 1 < cell.queries < cell.context
+    found: dict[str, Callable[[Step], Call]] = {"torch-unmasked" if chunk else "torch": torch_call}
+    if cell.queries == cell.context:
         found["torch-flash"] = lambda step: torch_call(step, SDPBackend.FLASH_ATTENTION)
     kinds = ["decode", "fa2", "fa3"] if cell.queries == 1 else ["fa2", "fa3"]
     return found | {f"flashinfer-{k}": (lambda step, k=k: flashinfer_call(step, k)) for k in kinds}
