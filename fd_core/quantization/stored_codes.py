@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from fd_core.api.verdict import Verdict
 from fd_core.quantization.codes import Codes, parts_of, rounded_codes
 from fd_core.quantization.config import UNQUANTIZED, QuantError
 from fd_core.quantization.panels import Int4Panels, Int4ZeroPanels, Int8Panels, Panels
-from fd_core.quantization.rounding import best_steps
+from fd_core.quantization.rounding import Steps, best_steps
 
 Array = np.ndarray[Any, Any]
 
@@ -99,10 +101,13 @@ def nearest_steps(weight: Array, grid: Grid) -> dict[str, Array]:
     least squared error, errors of large weights counting for more."""
     if not grid.by_effect:
         return {"scale": np.abs(weight).max(1, keepdims=True, initial=0) / np.float32(grid.high)}
-    found = []
-    for part, _ in parts_of(weight.shape[1], grid.group):
+
+    def steps(part: slice) -> Steps:
         group = np.ascontiguousarray(weight[:, part].T)
         root = np.sqrt(np.mean(np.square(group), 0))
-        found.append(best_steps(group, 1 + np.abs(group) / np.where(root > 0, root, 1), grid))
+        return best_steps(group, 1 + np.abs(group) / np.where(root > 0, root, 1), grid)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(steps, [part for part, _ in parts_of(weight.shape[1], grid.group)]))
     scale, zero = (np.stack([getattr(one, name) for one in found], 1) for name in ("scale", "zero"))
     return {"scale": scale, "zero": zero} if grid.zeros else {"scale": scale}
