@@ -4,6 +4,7 @@
 #include "fd/expert_product.cuh"
 
 #ifndef __CUDACC_RTC__
+#include "fd/expert_sm90.h"
 #include "fd/linear.h"
 #include "fd/workspace.h"
 
@@ -51,10 +52,23 @@ using FewRows = ProductShape<16, 64, 1, 4, 6>;
 using SomeRows = ProductShape<64, 128, 2, 2, 4>;
 using ManyRows = ProductShape<128, 128, 2, 2, 3>;
 
+// From so many rows an expert on average sm_90a's own products are faster (measured on an H100).
+constexpr int64_t kWideMean = 64;
+
+inline bool ffn_wide(const Launch& on, const FfnCall& call, int64_t each) {
+  if (wide_experts_fit == nullptr || each < kWideMean) return false;
+  const void* bias = call.bias ? call.bias.data<void>() : nullptr;
+  const WideCall wide{call.rows, call.x, call.up, call.down, bias, call.memory(on), call.out};
+  if (!wide_experts_fit(on, wide)) return false;
+  wide_experts(on, wide);
+  return true;
+}
+
 // Tiles as high as an expert has rows on average.
 template <typename T>
 void ffn_shapes(const Launch& on, const FfnCall& call) {
   const int64_t each = call.rows.counts ? call.rows.capacity : call.rows.rows / call.rows.experts;
+  if (ffn_wide(on, call, each)) return;
   if (each <= 8) return ffn_tensor<T, FewRows>(on, call);
   if (each <= 96) return ffn_tensor<T, SomeRows>(on, call);
   ffn_tensor<T, ManyRows>(on, call);

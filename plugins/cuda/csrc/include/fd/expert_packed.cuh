@@ -1,12 +1,13 @@
-// Products of experts' rows with packed weights (sm_80 and newer): a stream of codes for experts of
-// few rows as in skinny.cuh, tiles for those of many as in packed_tiles.cuh.
+// Products of experts' rows with packed weights (sm_80 and newer): skinny.cuh's stream of codes
+// past groups of up to 32 rows of an expert.
 //
-// Sums are those of the dense kernels, in their order: eighths of K, added one after the other. A
-// row's bits depend neither on the kernel nor on the other rows.
+// Blocks stay and take a share each of (group, 16 rows of W). Sums are those of the dense kernels,
+// in their order: eighths of K, one to a warp, added one after the other. A row's bits depend
+// neither on the size of groups nor on the other rows.
 #pragma once
 #include "fd/activation.cuh"
-#include "fd/expert_tiles.cuh"
-#include "fd/packed_tiles.cuh"
+#include "fd/expert_groups.cuh"
+#include "fd/packed_weights.cuh"
 
 namespace fd {
 
@@ -20,7 +21,7 @@ struct PackedExperts {
   int64_t depth;
   Weights weights;
   T* out;        // [rows, columns]
-  int each;      // rows of a group, where codes are streamed
+  int each;      // rows of a group
   int room;      // groups that there can be
   bool at_once;  // `rows.numbers` are there before the kernel ahead has ended
 
@@ -35,15 +36,6 @@ struct PackedExperts {
     own.scales += Weights::kExtra == 0 ? e * Parts * weights.columns : windows * 8;
     return own;
   }
-  // Rows that belong to no expert are zeros.
-  __device__ __forceinline__ void clear_rest() const {
-    const int64_t begin = rows.sum(rows.experts - 1) * weights.columns,
-                  end = rows.rows * weights.columns;
-    const int64_t block = blockIdx.x + int64_t{blockIdx.y} * gridDim.x;
-    const int64_t step = int64_t{gridDim.x} * gridDim.y * blockDim.x;
-    for (int64_t i = begin + block * blockDim.x + threadIdx.x; i < end; i += step)
-      out[i] = from_float<T>(0.f);
-  }
 };
 
 // silu(g) * u of rounded g and u.
@@ -52,60 +44,31 @@ __device__ __forceinline__ float gated(float gate, float value) {
   return silu_of(to_float(from_float<T>(gate))) * to_float(from_float<T>(value));
 }
 
-// --- few rows ---
+// How a kernel for groups of 8 * RT rows stores and fetches. `kStages`: windows of a warp's ring.
+template <typename Weights_, int RT_, int Parts_>
+struct PackedShape {
+  using Weights = Weights_;
+  static constexpr int RT = RT_, kParts = Parts_, kRows = 8 * RT, kStage = kSkinnyStage<Weights>;
+  static constexpr int kStages = Weights::kDeep * (RT == 1 ? 8 : RT == 2 ? 5 : 7) / 8;
+  static constexpr int kSubs = Weights::kWindow / 32;
+  static constexpr int kSums = kSkinnyTile * kRows;  // of a warp and part
 
-// Up to `each` rows of one expert.
-struct RowGroup {
-  int first, expert_rows;
-  __device__ __forceinline__ int expert() const { return expert_rows / 16; }
-  __device__ __forceinline__ int rows() const { return expert_rows % 16; }
-};
-
-// The groups of all experts in order; returns their number. By all of the block's 256 threads.
-__device__ __forceinline__ int list_groups(const ExpertRows& rows, int each, int room,
-                                           RowGroup* to) {
-  __shared__ int sums[kSkinnyWarps];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int before = 0;
-  for (int base = 0; base < rows.experts; base += 32 * kSkinnyWarps) {
-    const int e = base + static_cast<int>(threadIdx.x);
-    const int begin = static_cast<int>(rows.sum(min(e, rows.experts) - 1));
-    const int count = e < rows.experts ? max(static_cast<int>(rows.sum(e)) - begin, 0) : 0;
-    const int own = (count + each - 1) / each;
-    int sum = own;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const int below = __shfl_up_sync(0xffffffffu, sum, d);
-      if (lane >= d) sum += below;
-    }
-    if (lane == 31) sums[warp] = sum;
-    __syncthreads();
-    int at = before + sum - own;
-#pragma unroll
-    for (int w = 0; w < kSkinnyWarps; ++w) at += w < warp ? sums[w] : 0, before += sums[w];
-    for (int i = 0; i < own && at + i < room; ++i)
-      to[at + i] = {begin + i * each, e * 16 + min(each, count - i * each)};
-    __syncthreads();
+  // Bytes of a block's shared memory: rings, rows of x, sums, a zero, the list of groups.
+  static __host__ __device__ constexpr int64_t shared(int64_t depth, int each, int room) {
+    const int64_t warp = kStages * kStage + skinny_x_units<Weights>(depth, each);
+    const int64_t units = kSkinnyWarps * (warp + kParts * kSums / 4) + 1;
+    return units * 16 + room * int64_t{sizeof(RowGroup)};
   }
-  return min(before, room);
-}
-
-// Shared memory of a block, in bytes: rings, rows of x, the sums of `Parts` tiles, a zero, the
-// groups.
-template <typename Weights, int Parts>
-__host__ __device__ constexpr int64_t expert_shared(int stages, int64_t depth, int each, int room) {
-  const int64_t warp = stages * kSkinnyStage<Weights> + skinny_x_units<Weights>(depth, each);
-  return (kSkinnyWarps * warp + Parts * kSkinnySums / 4 + 1) * 16 +
-         room * int64_t{sizeof(RowGroup)};
-}
+};
 
 // Where a block is in its share of (group, column tile, part, window): windows are fetched ahead of
 // those that are multiplied.
-template <typename Weights, typename T, int Parts>
+template <typename Shape, typename T>
 struct PackedCursor {
+  using Weights = typename Shape::Weights;
   const PackedExperts<Weights, T>& job;
   const RowGroup* groups;
-  WindowRange range;
+  const WindowRange& range;
   int tiles, group, tile, left, part, window;
   Weights weights;
 
@@ -121,7 +84,10 @@ struct PackedCursor {
         part(0),
         window(0),
         weights(j.weights) {
-    if (left > 0) weights = job.template of_expert<Parts>(groups[group].expert());
+    if (left > 0) weights = own();
+  }
+  __device__ __forceinline__ Weights own() const {
+    return job.template of_expert<Shape::kParts>(groups[group].expert);
   }
   __device__ __forceinline__ void fetch(uint4* slot, int lane) {
     if (left > 0 && range.count > 0)
@@ -129,209 +95,168 @@ struct PackedCursor {
     copy_async_commit();
     if (++window < range.count) return;
     window = 0;
-    if (++part == Parts) part = 0, next_tile();
-  }
-  __device__ __forceinline__ void next_tile() {
+    if (++part < Shape::kParts) return;
+    part = 0;
     if (--left <= 0 || ++tile < tiles) return;
-    tile = 0, ++group;
-    weights = job.template of_expert<Parts>(groups[group].expert());
+    tile = 0, ++group, weights = own();
   }
 };
 
-// Adds the warps' sums of a tile in their order; thread 16 * m + n has row m of x, row n of W.
-template <typename Weights, typename T, int Parts>
-__device__ __forceinline__ void put_group(const PackedExperts<Weights, T>& job,
-                                          const Weights& weights, const float* sums,
-                                          const RowGroup& group, int tile) {
-  const int m = threadIdx.x / kSkinnyTile;
-  const int64_t n = int64_t{tile} * kSkinnyTile + threadIdx.x % kSkinnyTile;
-  if (m >= group.rows() || n >= weights.columns) return;
-  float total[Parts] = {};
+// sums += a window's products; `x`: this lane's units, steps of 32 `step` apart, `live` tiles of
+// eight rows. In the order of SkinnyWindow.
+template <typename Shape, typename T>
+__device__ __forceinline__ void packed_add(float (&sum)[Shape::RT][4],
+                                           const typename Shape::Weights& weights,
+                                           const uint4* slot, const uint4* x, int step, int live,
+                                           int lane) {
+  constexpr int kSubs = Shape::kSubs;
+  uint32_t a[kSubs][2][4];
 #pragma unroll
-  for (int p = 0; p < Parts; ++p) {
+  for (int s = 0; s < kSubs; ++s) weights.operands(a[s], slot, s, lane);
+  float2 scale{};
+  if constexpr (Shape::Weights::kExtra != 0) scale = weights.window_scales(slot, lane);
 #pragma unroll
-    for (int w = 0; w < kSkinnyWarps; ++w)
-      total[p] += sums[p * kSkinnySums + w * kSkinnyTile * kSkinnyRows + threadIdx.x];
-    total[p] = weights.finish(total[p], p * weights.columns + n);
+  for (int j = 0; j < Shape::RT; ++j) {
+    if (j >= live) break;
+    float even[4] = {}, odd[4] = {};
+#pragma unroll
+    for (int s = 0; s < kSubs; ++s) {
+      const uint4 own = x[s * step + 32 * j];
+      const uint32_t b[2][2] = {{own.x, own.y}, {own.z, own.w}};
+      if constexpr (Shape::Weights::kExtra == 0) {
+        mma_16x8x16<T>(sum[j], a[s][0], b[0]);
+        mma_16x8x16<T>(sum[j], a[s][1], b[1]);
+      } else {
+        mma_16x8x16<T>(even, a[s][0], b[0]);
+        mma_16x8x16<T>(odd, a[s][1], b[1]);
+      }
+    }
+    if constexpr (Shape::Weights::kExtra != 0)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sum[j][i] = fmaf(even[i] + odd[i], i < 2 ? scale.x : scale.y, sum[j][i]);
   }
-  const float y = Parts == 2 ? gated<T>(total[0], total[Parts - 1]) : total[0];
-  job.out[(group.first + m) * weights.columns + n] = from_float<T>(y);
 }
 
-// Blocks stay and take a share each of all column tiles of all groups.
-template <typename Weights, typename T, int S, int Parts>
-__global__ void __launch_bounds__(32 * kSkinnyWarps)
-    moe_packed_rows(PackedExperts<Weights, T> job) {
+// Adds the warps' sums of a tile, [part][warp][row of x][row of W], in their order and stores them.
+template <typename Shape, typename T>
+__device__ __forceinline__ void put_group(const PackedExperts<typename Shape::Weights, T>& job,
+                                          const typename Shape::Weights& weights, const float* sums,
+                                          const RowGroup& group, int rows, int tile) {
+  const int64_t n = int64_t{tile} * kSkinnyTile + threadIdx.x % kSkinnyTile;
+  if (n >= weights.columns) return;
+#pragma unroll
+  for (int m = threadIdx.x / kSkinnyTile; m < Shape::kRows; m += 32 * kSkinnyWarps / kSkinnyTile) {
+    if (m >= rows) return;
+    float total[Shape::kParts] = {};
+#pragma unroll
+    for (int p = 0; p < Shape::kParts; ++p) {
+      const float* from =
+          sums + p * kSkinnyWarps * Shape::kSums + m * kSkinnyTile + n % kSkinnyTile;
+#pragma unroll
+      for (int w = 0; w < kSkinnyWarps; ++w) total[p] += from[w * Shape::kSums];
+      total[p] = weights.finish(total[p], p * weights.columns + n);
+    }
+    const float y = Shape::kParts == 2 ? gated<T>(total[0], total[Shape::kParts - 1]) : total[0];
+    job.out[(group.first + m) * weights.columns + n] = from_float<T>(y);
+  }
+}
+
+// One group after another: its rows of x, then the tiles of W that fall to the block.
+template <typename Shape, typename T>
+struct PackedBlock {
+  using Weights = typename Shape::Weights;
+  const PackedExperts<Weights, T>& job;
+  PackedCursor<Shape, T>& ahead;
+  const WindowRange& range;
+  uint4 *ring, *xs, *zeros;  // the warp's ring and rows
+  float* sums;
+  int slot;  // of the ring: to be multiplied next
+
+  // All of the block's `count` items, from number `begin` on.
+  __device__ __forceinline__ void run(const RowGroup* groups, int begin, int count) {
+    const int tiles = job.tiles(), lane = threadIdx.x % 32;
+    int tile = begin % tiles, at = begin / tiles, loaded = -1, rows = 0;
+    RowGroup group{};
+    Weights weights = job.weights;
+    for (; count > 0; --count) {
+      if (loaded != at) {
+        group = groups[at], rows = min(job.each, group.left), loaded = at;
+        weights = job.template of_expert<Shape::kParts>(group.expert);
+        load(group, rows, lane);
+      }
+      __syncthreads();  // the sums before have been read
+      multiply(weights, rows, lane);
+      __syncthreads();
+      put_group<Shape>(job, weights, sums, group, rows, tile);
+      if (++tile == tiles) tile = 0, ++at;
+    }
+  }
+  // Rows of a group in shared memory: whole tiles of eight, but for one tile its rows alone.
+  static __device__ __forceinline__ int stored(int rows) {
+    return Shape::RT == 1 ? rows : (rows + 7) / 8 * 8;
+  }
+  __device__ __forceinline__ void load(const RowGroup& group, int rows, int lane) const {
+    const T* from = job.x + int64_t{group.first} * job.depth;
+    const SkinnyInput<T> input{from, job.depth, job.depth, rows, stored(rows), 1, true};
+    __syncwarp();
+    skinny_load_x<Weights>(xs, input, 0, range, lane, [](const uint4&, int, int) {});
+  }
+  __device__ __forceinline__ void multiply(const Weights& weights, int rows, int lane) {
+    constexpr int kStages = Shape::kStages, kStage = Shape::kStage;
+    // Lanes without a row read zeros, always the same.
+    const bool has_row = Shape::RT > 1 || lane / 4 < rows;
+    const int step = has_row ? 4 * stored(rows) : 0, live = (rows + 7) / 8;
+#pragma unroll
+    for (int p = 0; p < Shape::kParts; ++p) {
+      float sum[Shape::RT][4] = {};
+      const uint4* x = has_row ? xs + lane : zeros;
+      for (int i = 0; i < range.count; ++i) {
+        copy_async_wait<kStages - 1>();
+        __syncwarp();
+        packed_add<Shape, T>(sum, weights, ring + slot * kStage, x, step, live, lane);
+        __syncwarp();
+        ahead.fetch(ring + slot * kStage, lane);
+        x += Shape::kSubs * step;
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+      }
+      float* mine = sums + (p * kSkinnyWarps + threadIdx.x / 32) * Shape::kSums;
+#pragma unroll
+      for (int e = 0; e < Shape::RT * 4; ++e)
+        mine[(e / 4 * 8 + lane % 4 * 2 + e % 2) * kSkinnyTile + lane / 4 + e % 4 / 2 * 8] =
+            sum[e / 4][e % 4];
+    }
+  }
+};
+
+template <typename Shape, typename T>
+__global__ void __launch_bounds__(32 * kSkinnyWarps, Shape::RT == 4 ? 1 : 2)
+    moe_packed_rows(PackedExperts<typename Shape::Weights, T> job) {
 #if FD_SM80
-  constexpr int kStage = kSkinnyStage<Weights>, kSubs = Weights::kWindow / 32;
+  constexpr int kRing = Shape::kStages * Shape::kStage;
   extern __shared__ uint4 expert_memory[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t x_units = skinny_x_units<Weights>(job.depth, job.each);
-  uint4 *const ring = expert_memory + warp * S * kStage, *const end = ring + S * kStage;
-  uint4* const after = expert_memory + kSkinnyWarps * S * kStage;
-  uint4 *const xs = after + warp * x_units, *const sums_at = after + kSkinnyWarps * x_units;
-  uint4* const zeros = sums_at + Parts * kSkinnySums / 4;
-  float* const sums = reinterpret_cast<float*>(sums_at);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t x_units = skinny_x_units<typename Shape::Weights>(job.depth, job.each);
+  uint4* const after = expert_memory + kSkinnyWarps * kRing;
+  auto* const sums = reinterpret_cast<float*>(after + kSkinnyWarps * x_units);
+  auto* const zeros = reinterpret_cast<uint4*>(sums + Shape::kParts * kSkinnyWarps * Shape::kSums);
   auto* const groups = reinterpret_cast<RowGroup*>(zeros + 1);
   if (!job.at_once) wait_for_inputs();
   if (threadIdx.x == 0) *zeros = uint4{};
-  const int items = list_groups(job.rows, job.each, job.room, groups) * job.tiles();
-  const int blocks = gridDim.x, block = blockIdx.x, more = items % blocks;
-  const int begin = block * (items / blocks) + min(block, more);
+  const int listed = list_groups<32 * kSkinnyWarps>(job.rows, job.each, job.room, groups);
+  const int items = listed * job.tiles(), blocks = gridDim.x, block = blockIdx.x;
+  const int more = items % blocks, begin = block * (items / blocks) + min(block, more);
   const int count = items / blocks + (block < more ? 1 : 0);
-  const WindowRange range = skinny_range(job.depth, Weights::kWindow, warp);
-  PackedCursor<Weights, T, Parts> ahead(job, groups, range, begin, count);
+  const WindowRange range = skinny_range(job.depth, Shape::Weights::kWindow, warp);
+  PackedCursor<Shape, T> ahead(job, groups, range, begin, count);
+  uint4* const ring = expert_memory + warp * kRing;
 #pragma unroll
-  for (int i = 0; i < S; ++i) ahead.fetch(ring + i * kStage, lane);
+  for (int i = 0; i < Shape::kStages; ++i) ahead.fetch(ring + i * Shape::kStage, lane);
   if (job.at_once) wait_for_inputs();
   let_next_start();
-  job.clear_rest();
-
-  const int tiles = job.tiles();
-  uint4* slot = ring;
-  int loaded = -1, tile = begin % tiles, at = begin / tiles;
-  Weights weights = job.weights;
-  for (int left = count; left > 0; --left) {
-    const RowGroup group = groups[at];
-    if (loaded != at) {
-      const SkinnyInput<T> input{job.x + int64_t{group.first} * job.depth,
-                                 job.depth,
-                                 job.depth,
-                                 group.rows(),
-                                 group.rows(),
-                                 1,
-                                 true};
-      __syncwarp();
-      skinny_load_x<Weights>(xs, input, 0, range, lane);
-      weights = job.template of_expert<Parts>(group.expert());
-      loaded = at;
-    }
-    // Lanes without a row read zeros, always the same.
-    const bool has_row = g < group.rows();
-    const SkinnyWindow<Weights, T> window{weights, lane, has_row ? 4 * group.rows() : 0};
-    const int x_step = has_row ? kSubs * 4 * group.rows() : 0;
-    __syncthreads();  // the sums before have been read
-#pragma unroll
-    for (int p = 0; p < Parts; ++p) {
-      float sum[4] = {};
-      const uint4* x = has_row ? xs + lane : zeros;
-      for (int i = 0; i < range.count; ++i) {
-        copy_async_wait<S - 1>();
-        __syncwarp();
-        window.add(sum, slot, x);
-        __syncwarp();
-        ahead.fetch(slot, lane);
-        x += x_step;
-        slot = slot + kStage == end ? ring : slot + kStage;
-      }
-      float* mine = sums + p * kSkinnySums + warp * kSkinnyTile * kSkinnyRows;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
-    }
-    __syncthreads();
-    put_group<Weights, T, Parts>(job, weights, sums, group, tile);
-    if (++tile == tiles) tile = 0, ++at;
-  }
-#endif
-}
-
-// --- many rows ---
-
-// The tile of W in place `slot` of eight of a block: where there are two parts, they take turns.
-template <int Parts>
-__device__ __forceinline__ int packed_column_tile(int first, int slot) {
-  return Parts == 2 ? first + slot / 2 : first + slot;
-}
-
-// Stores a warp's sums; `tile`, `part`: those of its first place, `wm`: its first row. Where a warp
-// has one part alone the second parts meet the first ones in shared memory, [sum][thread].
-template <typename Weights, typename T, int WM, int Parts>
-__device__ __forceinline__ void put_tile(const PackedExperts<Weights, T>& job,
-                                         const Weights& weights, const PackedSums<WM>& total,
-                                         float* shared, const ExpertTile& rows, int tile, int part,
-                                         int wm) {
-  constexpr bool kApart = Parts == 2 && WM == 1;
-  constexpr int kOut = Parts == 2 ? 1 : WM;
-  const int lane = threadIdx.x % 32;
-  if constexpr (kApart) {
-    __syncthreads();
-#pragma unroll
-    for (int e = 0; e < 16; ++e)
-      if (part == 1) shared[e * 256 + threadIdx.x - 32] = total[0][e / 4][e % 4];
-    __syncthreads();
-    if (part == 1) return;
-  }
-#pragma unroll
-  for (int e = 0; e < kOut * 16; ++e) {
-    const int64_t n = int64_t{tile + e / 16} * kSkinnyTile + lane / 4 + e % 4 / 2 * 8;
-    const int64_t r = rows.first + wm + e / 4 % 4 * 8 + lane % 4 * 2 + e % 2;
-    if (n >= weights.columns || r >= rows.used) continue;
-    float y = weights.finish(total[e / 16][e / 4 % 4][e % 4], n);
-    if constexpr (Parts == 2) {
-      const float second = kApart ? shared[e * 256 + threadIdx.x] : total[WM - 1][e / 4][e % 4];
-      y = gated<T>(y, weights.finish(second, weights.columns + n));
-    }
-    job.out[r * weights.columns + n] = from_float<T>(y);
-  }
-}
-
-// A block has 8 / Parts column tiles, of every part, and 32 * WM rows; its warps stand WM along
-// rows.
-template <typename Weights, typename T, int WM, int S, int Parts>
-__global__ void __launch_bounds__(256, WM == 1 ? 2 : 1)
-    moe_packed_tiles(PackedExperts<Weights, T> job) {
-#if FD_SM80
-  constexpr int kStage = kPackedStage<Weights, WM>, kHeight = kPackedRowsOfWarp * WM;
-  extern __shared__ uint4 expert_memory[];
-  if (!job.at_once) wait_for_inputs();
-  const ExpertTile rows = find_tile(job.rows, blockIdx.y, kHeight);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int first = static_cast<int>(blockIdx.x) * (kPackedTiles / Parts), tiles = job.tiles();
-  const bool there = rows.expert >= 0 && rows.first < rows.used;
-  const Weights weights = job.template of_expert<Parts>(there ? rows.expert : 0);
-  const SkinnyInput<T> input{job.x, job.depth, job.depth, static_cast<int>(rows.used), 0, 0, true};
-  const int windows = there ? weights.windows : 0, m0 = static_cast<int>(rows.first);
-  const int own = packed_column_tile<Parts>(first, warp);
-  const auto fetch_w = [&](int i, uint4* stage) {
-    if (i < windows && own < tiles)
-      weights.fetch(stage + warp * kSkinnyStage<Weights>, warp % Parts * tiles + own, i, lane);
-  };
-  const auto fetch_x = [&](int i, uint4* stage) {
-    if (i < windows) packed_fetch_x<Weights, WM>(stage, input, m0, i);
-    copy_async_commit();
-  };
-#pragma unroll
-  for (int i = 0; i < S - 1; ++i) fetch_w(i, expert_memory + i * kStage);
-  if (job.at_once) wait_for_inputs();
-  let_next_start();
-  job.clear_rest();
-#pragma unroll
-  for (int i = 0; i < S - 1; ++i) fetch_x(i, expert_memory + i * kStage);
-  const int wn = warp / WM * WM, wm = warp % WM * kPackedRowsOfWarp;  // first place; first row
-  const int slice = static_cast<int>(skinny_slice(job.depth, Weights::kWindow) / Weights::kWindow);
-  PackedSums<WM> total = {}, sum = {};
-  int at = 0, next = S - 1, left = slice;
-  for (int i = 0; i < windows; ++i) {
-    copy_async_wait<S - 2>();
-    __syncthreads();
-    fetch_w(i + S - 1, expert_memory + next * kStage);
-    fetch_x(i + S - 1, expert_memory + next * kStage);
-    const uint4* stage = expert_memory + at * kStage;
-    const uint4* x = stage + kPackedTiles * kSkinnyStage<Weights> + wm * 4;
-    packed_window<Weights, WM, T>(sum, weights, stage + wn * kSkinnyStage<Weights>, x, lane);
-    if (--left == 0 || i + 1 == windows) {
-#pragma unroll
-      for (int e = 0; e < WM * 16; ++e) {
-        float& part = sum[e / 16][e / 4 % 4][e % 4];
-        total[e / 16][e / 4 % 4][e % 4] += part, part = 0.f;
-      }
-      left = slice;
-    }
-    at = at + 1 == S ? 0 : at + 1, next = next + 1 == S ? 0 : next + 1;
-  }
-  copy_async_wait<0>();
-  put_tile<Weights, T, WM, Parts>(job, weights, total, reinterpret_cast<float*>(expert_memory),
-                                  rows, packed_column_tile<Parts>(first, wn), wn % Parts, wm);
+  clear_rest(job.rows, job.weights.columns, job.out);
+  PackedBlock<Shape, T> own{job, ahead, range, ring, after + warp * x_units, zeros, sums, 0};
+  own.run(groups, begin, count);
 #endif
 }
 
