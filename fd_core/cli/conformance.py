@@ -54,6 +54,7 @@ def _refuse_unknown(args: argparse.Namespace) -> None:
 def _findings(session: Session, args: argparse.Namespace) -> list[Finding]:
     from fd_core.testkit.kit import examine
     from fd_core.testkit.model_checks import examine_model
+    from fd_core.testkit.quant_checks import examine_quantization
 
     found = list(examine(session, args.op, args.dtype, args.check))
-    return found + (list(examine_model(session)) if args.model else [])
+    return found + ([*examine_model(session), *examine_quantization(session)] if args.model else [])
