@@ -27,6 +27,7 @@ half = pytest.mark.parametrize("dtype", [dt.bfloat16.numpy(), dt.float16.numpy()
 KERNELS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "paged_attention_plain": lambda most: (),
     "paged_attention_kv8": lambda most: (most, 0, 0, 0, 0),
+    "paged_attention_kv8_tiles": lambda most: (),
     "paged_attention_step": lambda most: (most,),
 }
 every = pytest.mark.parametrize("kernel", KERNELS)

@@ -205,11 +205,19 @@ void attend_plain(const Launch& on, const AttentionCall& call) {
 // keys once for 8 or 16 of them; others through tiles of 128.
 constexpr int kSplitRows = 32;
 
+// The same over caches of codes.
+void attend_codes(const Launch& on, const AttentionCall& call) {
+  if (kv8_fits == nullptr || !kv8_fits(on, call)) return attend_plain(on, call);
+  const bool tiles = kv8_tiles_fit != nullptr && kv8_tiles_fit(on, call);
+  const bool few = call.max_queries * call.group() <= kSplitRows;
+  if (few || !tiles) return attend_kv8(on, call, INT32_MAX);
+  const int rows = call.args.sequences > 1 ? kSplitRows : 0;
+  if (rows > 0) attend_kv8(on, call, rows);
+  attend_kv8_tiles(on, call, rows);
+}
+
 void attend(const Launch& on, const AttentionCall& call) {
-  if (call.quantized()) {
-    const bool fits = kv8_fits != nullptr && kv8_fits(on, call);
-    return fits ? attend_kv8(on, call) : attend_plain(on, call);
-  }
+  if (call.quantized()) return attend_codes(on, call);
   if (split_fits == nullptr || !split_fits(on, call)) return attend_plain(on, call);
   if (call.max_queries * call.group() <= kSplitRows) return attend_split(on, call, INT32_MAX);
   const bool sm90 = sm90_fits != nullptr && sm90_fits(on, call);

@@ -1,6 +1,5 @@
 // Decoding as paged_attention_split.cu does it, over caches of one-byte codes: half the bytes, so
-// tiles of twice the keys. Longer sequences of queries go through it as well, 8 or 16 rows at a
-// time.
+// tiles of twice the keys.
 #include "fd/attention_kv8.cuh"
 #include "fd/overlap.cuh"
 
@@ -27,6 +26,7 @@ struct Kv8Block {
       index += gridDim.x;
     }
     if (done.chunks > 0) {
+      state.finish();
       split_join<T, D, N, Kv8Dims<D>>(state, sh);
       if (done.chunks == 1)
         split_write_only<T>(a, done, sh);
@@ -40,30 +40,41 @@ struct Kv8Block {
 };
 
 // The oldest of `stages` - 1 groups has arrived.
-__device__ __forceinline__ void kv8_wait(int stages) {
+__device__ __forceinline__ void kv8_wait(int stages, Kv8Pages pages, uint64_t* full, int phase) {
+#if FD_SM90A
+  if (pages.runs) {
+    barrier_wait(full, phase);
+    return __syncwarp();
+  }
+#endif
   if (stages == 2) copy_async_wait<0>();
   if (stages == 3) copy_async_wait<1>();
   if (stages >= 4) copy_async_wait<2>();
   __syncwarp();
 }
 
-// Dynamic shared memory: [warps][stages][2][32] rows of codes, SplitShared, sequences [n], prefix
-// [n + 1].
+// A barrier for each stage of the warp, which one lane arrives at.
+__device__ __forceinline__ void kv8_barriers(uint64_t* full, int stages) {
+#if FD_SM90A
+  if (threadIdx.x % kWarp < stages) barrier_init(full + threadIdx.x % kWarp, 1);
+  barrier_init_done();
+#endif
+}
+
+// Dynamic shared memory: [warps][stages][2][32] rows of codes, barriers [warps][stages],
+// SplitShared, sequences [n], prefix [n + 1].
 template <typename Codes, typename T, int D, int N>
 __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
-    paged_attention_kv8_keys(AttentionArgs a, SplitWork w, int stages, bool runs) {
+    paged_attention_kv8_keys(AttentionArgs a, SplitWork w, int stages, Kv8Pages pages) {
   extern __shared__ __align__(128) char shared[];
-  const int bytes = 2 * kKv8Keys * (a.dim + kKv8Scale);  // of a stage
-  char* mine = shared + threadIdx.x / kWarp * stages * bytes;
-  Kv8Block<Codes, T, D, N> block{
-      a,
-      w,
-      {},
-      *reinterpret_cast<SplitShared<D, 8 * N>*>(shared + kSplitWarps * stages * bytes),
-      {},
-      {},
-      static_cast<int>(blockIdx.x)};
-  block.plan.sequences = reinterpret_cast<SplitSequence*>(&block.sh + 1);
+  const int bytes = 2 * kKv8Keys * (a.dim + kKv8Scale), warp = threadIdx.x / kWarp;  // of a stage
+  char* mine = shared + warp * stages * bytes;
+  uint64_t* full = reinterpret_cast<uint64_t*>(shared + kSplitWarps * stages * bytes);
+  auto& sh = *reinterpret_cast<SplitShared<D, 8 * N>*>(full + kSplitWarps * stages);
+  full += warp * stages;
+  kv8_barriers(full, stages);
+  Kv8Block<Codes, T, D, N> block{a, w, {}, sh, {}, {}, static_cast<int>(blockIdx.x)};
+  block.plan.sequences = reinterpret_cast<SplitSequence*>(&sh + 1);
   block.plan.prefix = reinterpret_cast<int*>(block.plan.sequences + a.sequences);
   wait_for_inputs();
   split_plan<8 * N>(a, w, block.plan);
@@ -71,23 +82,24 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
   Kv8Fetch<D, 8 * N> ahead;
   ahead.start();
   // One loop for all: its first `stages` rounds only fetch, so that the code is there once.
-  int key = 0, fill = 0, take = 1;
+  int key = 0, fill = 0, take = 1, phase = 0;
 #pragma unroll 1
   for (int round = 0;; ++round) {
     if (round >= stages) {
       while (key >= block.it.end) {
         if (!block.next()) return;
-        key = block.it.begin / kKv8Keys * kKv8Keys + threadIdx.x / kWarp * kKv8Keys;
+        key = block.it.begin / kKv8Keys * kKv8Keys + warp * kKv8Keys;
       }
-      kv8_wait(stages);
+      kv8_wait(stages, pages, full + take, phase);
     }
-    if (ahead.there(block.plan)) ahead.fetch(a, mine + fill * bytes, runs);
+    if (ahead.there(block.plan)) ahead.fetch(a, mine + fill * bytes, pages, full + fill);
     copy_async_commit();
     fill = fill + 1 == stages ? 0 : fill + 1;
-    ahead.advance(a, block.plan, runs);
+    ahead.advance(a, block.plan, pages);
     if (round < stages) continue;
     block.state.tile(a, mine + take * bytes, key);
     take = take + 1 == stages ? 0 : take + 1;
+    phase ^= take == 1;  // the first stage is the last of a turn
     key += kSplitWarps * kKv8Keys;
   }
 }
@@ -95,8 +107,7 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
-#include "fd/attention.h"
-#include "fd/workspace.h"
+#include "fd/attention_kv8.h"
 
 namespace fd {
 
@@ -125,7 +136,7 @@ inline size_t kv8_shared(const AttentionCall& call, int stages) {
   const size_t tiles = size_t{2} * kSplitWarps * stages * kKv8Keys * (call.args.dim + kKv8Scale);
   const size_t sums = 4 * rows * std::max(dim + 4, kSplitMaxChunks + 1) + 8 * kSplitWarps * rows;
   const size_t plan = (sizeof(SplitSequence) + sizeof(int)) * (call.args.sequences + 1);
-  return tiles + sums + 16 + plan;
+  return tiles + 8 * kSplitWarps * stages + sums + 16 + plan;
 }
 
 inline Kv8Shape kv8_shape(const Launch& on, const AttentionCall& call) {
@@ -146,13 +157,11 @@ bool kv8_fits(const Launch& on, const AttentionCall& call) {
          a.sequences <= kKv8Sequences && kv8_shape(on, call).stages >= 2;
 }
 
-// Whether 16 keys of a page are one run of bytes that starts at a multiple of 16.
-inline bool kv8_runs(const AttentionArgs& a) {
-  const auto fits = [&](const void* pool, int64_t block, int64_t slot, int64_t head) {
-    return aligned16(pool) && slot == a.dim + kKv8Scale && block % 16 == 0 && head % 16 == 0;
-  };
-  return a.block_size % kSplitTile == 0 && fits(a.key, a.key_block, a.key_slot, a.key_head) &&
-         fits(a.value, a.value_block, a.value_slot, a.value_head);
+inline Kv8Pages kv8_pages(const AttentionArgs& a) {
+  const bool power = (a.block_size & (a.block_size - 1)) == 0;
+  int shift = 0;
+  while (power && (1 << shift) < a.block_size) ++shift;
+  return {power ? shift : -1, code_runs(a)};
 }
 
 // Chunks per sequence that keep the blocks evenly busy, were all of one length.
@@ -167,12 +176,13 @@ inline int kv8_wanted(int64_t units, int64_t blocks) {
   return best;
 }
 
-inline SplitWork kv8_work(const Launch& on, const AttentionCall& call, const Kv8Shape& shape) {
+inline SplitWork kv8_work(const Launch& on, const AttentionCall& call, const Kv8Shape& shape,
+                          int max_rows) {
   SplitWork w{};
   constexpr size_t kSmallest = (64 + 2) * sizeof(float);
   const int64_t blocks = on.facts().processors * shape.blocks_per_sm;
   const int dim = kv8_dim(call.args.dim), rows = 8 * kv8_columns(call);
-  w.rows = static_cast<int>(std::min<int64_t>(rows, kv8_rows(call))), w.max_rows = INT32_MAX;
+  w.rows = static_cast<int>(std::min<int64_t>(rows, kv8_rows(call))), w.max_rows = max_rows;
   w.slots = static_cast<int>(kKv8Scratch / (size_t(w.rows) * (dim + 2) * sizeof(float)));
   const int64_t units = int64_t{call.args.sequences} * call.args.kv_heads;
   w.chunk = shape.chunk > 0 ? shape.chunk : units >= blocks ? kKv8BusyChunk : kKv8Chunk;
@@ -185,34 +195,37 @@ inline SplitWork kv8_work(const Launch& on, const AttentionCall& call, const Kv8
 }
 
 template <typename Codes, typename T, int D, int N>
-void kv8_launch(const Launch& on, const AttentionCall& call, const Kv8Shape& shape) {
+void kv8_launch(const Launch& on, const AttentionCall& call, const Kv8Shape& shape, int max_rows) {
   const size_t shared = kv8_shared(call, shape.stages);
   allow_shared_once<paged_attention_kv8_keys<Codes, T, D, N>>(on, shared);
   run_overlapped(on, paged_attention_kv8_keys<Codes, T, D, N>,
                  dim3(on.facts().processors * shape.blocks_per_sm), dim3(kSplitThreads), shared,
-                 call.args, kv8_work(on, call, shape), shape.stages, kv8_runs(call.args));
+                 call.args, kv8_work(on, call, shape, max_rows), shape.stages,
+                 kv8_pages(call.args));
 }
 
 template <typename Codes>
-void attend_kv8_as(const Launch& on, const AttentionCall& call, const Kv8Shape& shape) {
+void attend_kv8_as(const Launch& on, const AttentionCall& call, const Kv8Shape& shape,
+                   int max_rows) {
   dispatch_half(call.kind, [&](auto tag) {
     using T = decltype(tag);
     const int dim = kv8_dim(call.args.dim), columns = kv8_columns(call);
-    if (dim == 64 && columns == 1) return kv8_launch<Codes, T, 64, 1>(on, call, shape);
-    if (dim == 64) return kv8_launch<Codes, T, 64, 2>(on, call, shape);
-    if (dim == 128 && columns == 1) return kv8_launch<Codes, T, 128, 1>(on, call, shape);
-    if (dim == 128) return kv8_launch<Codes, T, 128, 2>(on, call, shape);
-    kv8_launch<Codes, T, 256, 1>(on, call, shape);
+    if (dim == 64 && columns == 1) return kv8_launch<Codes, T, 64, 1>(on, call, shape, max_rows);
+    if (dim == 64) return kv8_launch<Codes, T, 64, 2>(on, call, shape, max_rows);
+    if (dim == 128 && columns == 1) return kv8_launch<Codes, T, 128, 1>(on, call, shape, max_rows);
+    if (dim == 128) return kv8_launch<Codes, T, 128, 2>(on, call, shape, max_rows);
+    kv8_launch<Codes, T, 256, 1>(on, call, shape, max_rows);
   });
 }
 
-void attend_kv8_in(const Launch& on, const AttentionCall& call, const Kv8Shape& shape) {
-  if (call.cache_kind == kE4m3) return attend_kv8_as<E4m3Codes>(on, call, shape);
-  attend_kv8_as<Int8Codes>(on, call, shape);
+void attend_kv8_in(const Launch& on, const AttentionCall& call, const Kv8Shape& shape,
+                   int max_rows) {
+  if (call.cache_kind == kE4m3) return attend_kv8_as<E4m3Codes>(on, call, shape, max_rows);
+  attend_kv8_as<Int8Codes>(on, call, shape, max_rows);
 }
 
-void attend_kv8(const Launch& on, const AttentionCall& call) {
-  attend_kv8_in(on, call, kv8_shape(on, call));
+void attend_kv8(const Launch& on, const AttentionCall& call, int max_rows) {
+  attend_kv8_in(on, call, kv8_shape(on, call), max_rows);
 }
 
 // This kernel alone, for tests and benchmarks. 0: as `attend_kv8` chooses.
@@ -233,7 +246,7 @@ void paged_attention_kv8(Tensor q, Tensor key_cache, Tensor value_cache, Tensor 
   if (blocks_per_sm > 0) shape.blocks_per_sm = static_cast<int>(blocks_per_sm);
   if (chunk > 0) shape.chunk = static_cast<int>(chunk);
   if (wanted > 0) shape.wanted = static_cast<int>(wanted);
-  attend_kv8_in(on, call, shape);
+  attend_kv8_in(on, call, shape, INT32_MAX);
 }
 FD_EXPORT(paged_attention_kv8)
 

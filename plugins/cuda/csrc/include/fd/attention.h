@@ -168,7 +168,10 @@ void attend_split(const Launch& on, const AttentionCall& call, int max_rows) __a
 bool tiles_fit(const Launch& on, const AttentionCall& call) __attribute__((weak));
 void attend_tiles(const Launch& on, const AttentionCall& call, int min_rows) __attribute__((weak));
 bool kv8_fits(const Launch& on, const AttentionCall& call) __attribute__((weak));
-void attend_kv8(const Launch& on, const AttentionCall& call) __attribute__((weak));
+void attend_kv8(const Launch& on, const AttentionCall& call, int max_rows) __attribute__((weak));
+bool kv8_tiles_fit(const Launch& on, const AttentionCall& call) __attribute__((weak));
+void attend_kv8_tiles(const Launch& on, const AttentionCall& call, int min_rows)
+    __attribute__((weak));
 bool sm90_fits(const Launch& on, const AttentionCall& call) __attribute__((weak));
 void attend_sm90(const Launch& on, const AttentionCall& call, int min_rows) __attribute__((weak));
 

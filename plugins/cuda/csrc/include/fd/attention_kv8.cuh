@@ -1,59 +1,14 @@
 // The split kernel's parts for quantised caches (paged_attention_kv8.cu): rows of one-byte codes,
-// each followed by its scale. Codes become 16-bit elements on their way from shared memory to the
-// products; a key's scale multiplies its logits, a value's the weights it meets.
+// each followed by its scale. A key's scale multiplies its logits, a value's the weights it meets.
 #pragma once
+#include "fd/attention_codes.cuh"
 #include "fd/attention_merge.cuh"
+#include "fd/bulk.cuh"
 
 namespace fd {
 
 constexpr int kKv8Runs = 2, kKv8Keys = kKv8Runs * kSplitTile;  // keys of one warp step
 constexpr int kKv8Scale = 4;                                   // bytes behind a row's codes
-
-// Two codes as elements of T, exactly. `x` holds them in bytes 0 and 2, and again in 1 and 3.
-struct Int8Codes {
-  template <typename T>
-  __device__ __forceinline__ static uint32_t widened(uint32_t x);
-};
-// 128 + low seven bits, minus 128 or 256.
-template <>
-__device__ __forceinline__ uint32_t Int8Codes::widened<bf16>(uint32_t x) {
-  const uint32_t sum = (x & 0x007f007fu) | 0x43004300u, base = (x & 0x00800080u) ^ 0xc300c300u;
-  uint32_t y = 0;
-#if FD_SM80
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(sum), "r"(0x3f803f80u), "r"(base));
-#endif
-  return y;
-}
-// 1024 + code + 128, minus 1152.
-template <>
-__device__ __forceinline__ uint32_t Int8Codes::widened<f16>(uint32_t x) {
-  const uint32_t sum = (x & 0x00ff00ffu) ^ 0x64806480u;
-  uint32_t y;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(sum), "r"(0x64806480u));
-  return y;
-}
-
-// Exponent and mantissa in their places of T, times what the exponents' biases differ by.
-struct E4m3Codes {
-  template <typename T>
-  __device__ __forceinline__ static uint32_t widened(uint32_t x);
-};
-template <>
-__device__ __forceinline__ uint32_t E4m3Codes::widened<bf16>(uint32_t x) {
-  const uint32_t small = (x & 0x80008000u) | (x >> 4 & 0x07f007f0u);
-  uint32_t y = 0;
-#if FD_SM80
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(small), "r"(0x7b807b80u), "r"(0x80008000u));
-#endif
-  return y;
-}
-template <>
-__device__ __forceinline__ uint32_t E4m3Codes::widened<f16>(uint32_t x) {
-  const uint32_t small = (x & 0x80008000u) | (x >> 1 & 0x3f803f80u);
-  uint32_t y;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(small), "r"(0x5c005c00u));
-  return y;
-}
 
 // Which four dimensions (a word of codes) a lane takes from a row, so that its warp's reads fall
 // into different banks where D is 128 or more: of a key in step k of its products, of a value in
@@ -75,8 +30,21 @@ struct Kv8Dims {
   }
 };
 
-// Codes of the caches, where they lie. Strides in bytes are those of AttentionArgs; `runs`: 16
+// How keys lie in pages. `shift`: log2 of a page's keys, -1 if it is no power of two. `runs`: 16
 // keys of a page are one run of bytes, a multiple of 16 from an aligned address on.
+struct Kv8Pages {
+  int shift;
+  bool runs;
+
+  __device__ __forceinline__ int page(const AttentionArgs& a, int at) const {
+    return shift >= 0 ? at >> shift : at / a.block_size;
+  }
+  __device__ __forceinline__ int slot(const AttentionArgs& a, int at) const {
+    return at - page(a, at) * a.block_size;
+  }
+};
+
+// Fetches codes ahead. Stages hold 32 keys, then their values; strides of AttentionArgs are bytes.
 template <int D, int Rows>
 struct Kv8Fetch {
   int index, key, end, begin;  // item; next tile's first key, the chunk's bounds
@@ -91,7 +59,7 @@ struct Kv8Fetch {
   }
   // Runs are fetched whole where any of their keys is seen.
   __device__ __forceinline__ void advance(const AttentionArgs& a, const SplitPlan& plan,
-                                          bool runs) {
+                                          Kv8Pages pages) {
     key += kSplitWarps * kKv8Keys;
     while (key >= end && index < plan.total) {  // short chunks leave some warps without a tile
       index += gridDim.x;
@@ -100,69 +68,93 @@ struct Kv8Fetch {
       sequence = it.sequence, head = it.head, begin = it.begin, end = it.end;
       key = begin / kKv8Keys * kKv8Keys + threadIdx.x / kWarp * kKv8Keys;
     }
-    const int at = key + threadIdx.x % kWarp, reach = runs ? kSplitTile - 1 : 0;
+    const int at = key + threadIdx.x % kWarp, reach = pages.runs ? kSplitTile - 1 : 0;
     page = index < plan.total && (at | reach) >= begin && (at & ~reach) < end
-               ? static_cast<int>(attention_block(a, sequence, at / a.block_size))
+               ? static_cast<int>(attention_block(a, sequence, pages.page(a, at)))
                : -1;
   }
-  // Copies the tile's keys to `stage` and its values behind them. What is not seen stays what it
-  // was: codes are finite whatever they are, and masks take care of scales.
-  __device__ __forceinline__ void fetch(const AttentionArgs& a, char* stage, bool runs) const {
-    const int pitch = a.dim + kKv8Scale, slot = (key + threadIdx.x % kWarp) % a.block_size;
-    const int64_t keys = page * a.key_block + slot * a.key_slot + head * a.key_head;
-    const int64_t values = page * a.value_block + slot * a.value_slot + head * a.value_head;
-    const char *key_base = static_cast<const char*>(a.key),
-               *value_base = static_cast<const char*>(a.value);
-    if (runs) {
-      fetch_runs(key_base, keys, pitch, stage);
-      fetch_runs(value_base, values, pitch, stage + kKv8Keys * pitch);
-    } else {
-      fetch_rows(key_base, keys, pitch, stage);
-      fetch_rows(value_base, values, pitch, stage + kKv8Keys * pitch);
-    }
+  // What is not seen stays what it was in the stage: codes are finite whatever their bits, and
+  // masks take care of scales. `full`: counts the bytes of runs where the copy engine brings them.
+  __device__ __forceinline__ void fetch(const AttentionArgs& a, char* stage, Kv8Pages pages,
+                                        uint64_t* full) const {
+#if FD_SM90A
+    if (pages.runs) return fetch_bulk(a, stage, pages, full);
+#else
+    if (pages.runs) return fetch_runs(a, stage, pages);
+#endif
+    fetch_rows(a, stage, pages);
   }
-  __device__ __forceinline__ void fetch_runs(const char* base, int64_t mine, int pitch,
-                                             char* to) const {
-    const int lane = threadIdx.x % kWarp;
+  // Four lanes have a run each: of keys 0 and 16, of values 0 and 16.
+  __device__ __forceinline__ void fetch_bulk(const AttentionArgs& a, char* stage, Kv8Pages pages,
+                                             uint64_t* full) const {
+    const int lane = threadIdx.x % kWarp, run = lane % kKv8Runs,
+              bytes = (a.dim + kKv8Scale) * kSplitTile;
+    const int block = __shfl_sync(~0u, page, run * kSplitTile);
+    const int slot = pages.slot(a, key + run * kSplitTile);
+    const int missing = __popc(__ballot_sync(~0u, block < 0 && lane < kKv8Runs));
+    if (lane == 0) barrier_expect(full, 2 * (kKv8Runs - missing) * bytes);
+    __syncwarp();
+    if (lane >= 2 * kKv8Runs || block < 0) return;
+    const bool is_value = lane >= kKv8Runs;
+    const int64_t from = block * (is_value ? a.value_block : a.key_block) +
+                         slot * (is_value ? a.value_slot : a.key_slot) +
+                         head * (is_value ? a.value_head : a.key_head);
+    copy_bulk(stage + lane * bytes, static_cast<const char*>(is_value ? a.value : a.key) + from,
+              bytes, full);
+  }
+  __device__ __forceinline__ void fetch_runs(const AttentionArgs& a, char* stage,
+                                             Kv8Pages pages) const {
+    const int lane = threadIdx.x % kWarp, packs = a.dim + kKv8Scale;  // of a run
 #pragma unroll
-    for (int r = 0; r < kKv8Runs; ++r) {
-      const char* from = base + __shfl_sync(~0u, mine, r * kSplitTile);
-      if (__shfl_sync(~0u, page, r * kSplitTile) < 0) continue;
+    for (int part = 0; part < 2 * kKv8Runs; ++part) {
+      const int run = part % kKv8Runs, block = __shfl_sync(~0u, page, run * kSplitTile);
+      if (block < 0) continue;
+      const char* from = row(a, part >= kKv8Runs, block, pages.slot(a, key + run * kSplitTile));
 #pragma unroll
       for (int i = 0; i < (D + kKv8Scale + kWarp - 1) / kWarp; ++i) {
-        const int pack = i * kWarp + lane;  // a run has as many as a row has bytes
-        if (pack < pitch)
-          copy_async16(to + (r * pitch + pack) * kSplitTile, from + pack * kSplitTile);
+        const int pack = i * kWarp + lane;
+        if (pack < packs)
+          copy_async16(stage + (part * packs + pack) * kSplitTile, from + pack * kSplitTile);
       }
     }
   }
-  __device__ __forceinline__ void fetch_rows(const char* base, int64_t mine, int pitch,
-                                             char* to) const {
+  __device__ __forceinline__ const char* row(const AttentionArgs& a, bool is_value, int64_t block,
+                                             int slot) const {
+    if (is_value)
+      return static_cast<const char*>(a.value) + block * a.value_block + slot * a.value_slot +
+             head * a.value_head;
+    return static_cast<const char*>(a.key) + block * a.key_block + slot * a.key_slot +
+           head * a.key_head;
+  }
+  __device__ __forceinline__ void fetch_rows(const AttentionArgs& a, char* stage,
+                                             Kv8Pages pages) const {
+    const int pitch = a.dim + kKv8Scale;
 #pragma unroll 1
-    for (int row = 0; row < kKv8Keys; ++row) {
-      const char* from = base + __shfl_sync(~0u, mine, row);
-      if (__shfl_sync(~0u, page, row) < 0) continue;
+    for (int i = 0; i < 2 * kKv8Keys; ++i) {
+      const int of_tile = i % kKv8Keys, block = __shfl_sync(~0u, page, of_tile);
+      if (block < 0) continue;
+      const char* from = row(a, i >= kKv8Keys, block, pages.slot(a, key + of_tile));
       for (int b = threadIdx.x % kWarp * 4; b < pitch; b += kWarp * 4)
-        copy_async4(to + row * pitch + b, from + b);
+        copy_async4(stage + i * pitch + b, from + b);
     }
   }
 };
 
-// Products that a weight takes part in.
-template <typename T>
-constexpr int kKv8Parts = 2;
-template <>
-constexpr int kKv8Parts<bf16> = 1;
-
-// A warp's softmax over tiles of codes; columns and lanes as in SplitState. Values are multiplied
-// as bfloat16, which has room for weights times any scale; float16's precision takes what rounding
-// leaves of a weight as a second product.
+// A warp's softmax over tiles of codes; columns and lanes as in SplitState. Weights times scales
+// are kept below one by a running `unit` of values, a power of two, so that f16 holds them.
 template <typename Codes, typename T, int D, int N>
 struct Kv8State : SplitState<T, D, N> {
-  static constexpr int kParts = kKv8Parts<T>;
   using Logits = float[N][kKv8Runs][4];
+  typename Codes::template Queries<T, D> queries[N];
+  float query_unit[N][2], unit;
+  int begin, end;  // keys of the item
 
-  // As SplitState's, the dimensions in the order of the key words.
+  __device__ __forceinline__ void enter(const AttentionArgs& a, const SplitItem& it) {
+    SplitState<T, D, N>::enter(a, it);
+    unit = 0.f, begin = it.begin, end = it.end;
+  }
+
+  // Elements in the order of the words of keys.
   __device__ __forceinline__ void load_queries(const AttentionArgs& a, const SplitItem& it) {
     const int group = a.heads / a.kv_heads, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 #pragma unroll
@@ -171,15 +163,17 @@ struct Kv8State : SplitState<T, D, N> {
       const int64_t token = it.start + row / group;
       const T* from = static_cast<const T*>(a.q) + token * a.q_token +
                       (it.head * group + row % group) * a.q_head;
+      uint4 pack[D / 32];
 #pragma unroll
-      for (int k = 0; k < D / 16; k += 2) {
-        const int d = 4 * kv8_key_word<D>(k, t);
+      for (int p = 0; p < D / 32; ++p) {
+        const int d = 4 * kv8_key_word<D>(2 * p, t);
         const bool there = n * 8 + g < it.rows && d < a.dim;
-        const uint4 pack =
-            there ? *reinterpret_cast<const uint4*>(from + d) : make_uint4(0u, 0u, 0u, 0u);
-        this->q[n][k][0] = pack.x, this->q[n][k][1] = pack.y;
-        this->q[n][k + 1][0] = pack.z, this->q[n][k + 1][1] = pack.w;
+        pack[p] = there ? *reinterpret_cast<const uint4*>(from + d) : make_uint4(0u, 0u, 0u, 0u);
       }
+      queries[n].take(pack);
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        query_unit[n][j] = __shfl_sync(~0u, queries[n].unit, 4 * (2 * t + j));
     }
   }
 
@@ -190,22 +184,15 @@ struct Kv8State : SplitState<T, D, N> {
     return *reinterpret_cast<const float*>(row + pitch - kKv8Scale);
   }
 
-  // s[n]: key g, columns 2t and 2t + 1; then key g + 8. `keys`: a run.
+  // Logits of a run of keys.
   __device__ __forceinline__ void products(const AttentionArgs& a, const char* keys, int run,
-                                           Logits& s) const {
+                                           Logits& logits) const {
     const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4, pitch = a.dim + kKv8Scale;
     const char *low = keys + g * pitch, *high = low + 8 * pitch;
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
-      const uint32_t x = word(low + 4 * kv8_key_word<D>(k, t));
-      const uint32_t y = word(high + 4 * kv8_key_word<D>(k, t));
-      const uint32_t tile[4] = {Codes::template widened<T>(__byte_perm(x, 0, 0x1100)),
-                                Codes::template widened<T>(__byte_perm(y, 0, 0x1100)),
-                                Codes::template widened<T>(__byte_perm(x, 0, 0x3322)),
-                                Codes::template widened<T>(__byte_perm(y, 0, 0x3322))};
-#pragma unroll
-      for (int n = 0; n < N; ++n) mma_16x8x16<T>(s[n][run], tile, this->q[n][k]);
-    }
+    float s[N][4];
+    Codes::template multiply<T, D, N>(
+        queries,
+        [&](int k, int half) { return word((half ? high : low) + 4 * kv8_key_word<D>(k, t)); }, s);
     const bool capped = a.soft_cap > 0.f;
     const float factor = capped ? 1.f : a.scale * kLog2e;
     const float scales[2] = {scale(low, pitch) * factor, scale(high, pitch) * factor};
@@ -213,8 +200,8 @@ struct Kv8State : SplitState<T, D, N> {
     for (int n = 0; n < N; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float x = s[n][run][i] * scales[i / 2];
-        s[n][run][i] = capped ? attention_capped(a, x) : x;
+        const float x = s[n][i] * (scales[i / 2] * query_unit[n][i % 2]);
+        logits[n][run][i] = capped ? attention_capped(a, x) : x;
       }
   }
 
@@ -261,53 +248,68 @@ struct Kv8State : SplitState<T, D, N> {
         for (int i = 0; i < 4; ++i) this->o[n][m][i] *= old[n][i % 2];
   }
 
+  // The unit grows with the largest finite scale of the item's keys.
+  __device__ __forceinline__ void grow(const char* values, int pitch, int key) {
+    const int lane = threadIdx.x % kWarp;
+    const uint32_t bits = word(values + lane * pitch + pitch - kKv8Scale) & 0x7fffffffu;
+    const bool counts = key + lane >= begin && key + lane < end && bits < 0x7f800000u;
+    const uint32_t most = warp_most(counts ? bits : 0u);
+    if (most <= __float_as_uint(unit)) return;
+    const float old = unit;
+    unit = __uint_as_float((most & 0x7f800000u) + 0x00800000u);
+    const float shrink = old / unit;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int m = 0; m < D / 16; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) this->o[n][m][i] *= shrink;
+  }
+  // The sums are what they are, once all tiles have been added.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int m = 0; m < D / 16; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) this->o[n][m][i] *= unit * Codes::kUnit;
+  }
+
   // The weights times their values' scales, as operands of the second product. A scale may be NaN:
   // rows that do not see the key have nothing of it.
   __device__ __forceinline__ void scaled(const char* values, int pitch, int key, int run,
-                                         const Logits& s, uint32_t (&weights)[kParts][N][2]) const {
+                                         float shrink, const Logits& s,
+                                         uint32_t (&weights)[N][2]) const {
     const int g = threadIdx.x % kWarp / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float factor = scale(values + (g + 8 * half) * pitch, pitch);
+      const float factor = scale(values + (g + 8 * half) * pitch, pitch) * shrink;
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         float x[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j)
           x[j] = sees(n, j, key + g + 8 * half) ? s[n][run][2 * half + j] * factor : 0.f;
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          weights[part][n][half] = transposed(pack2<bf16>(x[0], x[1]));
-#pragma unroll
-          for (int j = 0; j < 2; ++j) x[j] -= to_float(from_float<bf16>(x[j]));
-        }
+        weights[n][half] = transposed(pack2<f16>(x[0], x[1]));
       }
     }
   }
 
   __device__ __forceinline__ void add(const char* values, int pitch,
-                                      const uint32_t (&weights)[kParts][N][2]) {
+                                      const uint32_t (&weights)[N][2]) {
     const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
     const char* rows = values + 2 * t * pitch;
 #pragma unroll
     for (int j = 0; j < D / 32; ++j) {
       const char* at = rows + 4 * kv8_value_word<D>(j, g);
-      const uint32_t x[4] = {word(at), word(at + pitch), word(at + 8 * pitch),
-                             word(at + 9 * pitch)};
+      uint32_t early[4], late[4];
+      Codes::pairs(word(at), word(at + pitch), early);
+      Codes::pairs(word(at + 8 * pitch), word(at + 9 * pitch), late);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        uint32_t tile[4];
+        const uint32_t tile[4] = {early[2 * e], early[2 * e + 1], late[2 * e], late[2 * e + 1]};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int byte = 2 * e + i % 2, pick = 0x11 * byte + 0x1100 * (4 + byte);
-          tile[i] =
-              Codes::template widened<bf16>(__byte_perm(x[i / 2 * 2], x[i / 2 * 2 + 1], pick));
-        }
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-          for (int part = 0; part < kParts; ++part)
-            mma_16x8x16<bf16>(this->o[n][2 * j + e], tile, weights[part][n]);
+        for (int n = 0; n < N; ++n) mma_16x8x16<f16>(this->o[n][2 * j + e], tile, weights[n]);
       }
     }
   }
@@ -315,15 +317,17 @@ struct Kv8State : SplitState<T, D, N> {
   __device__ __forceinline__ void tile(const AttentionArgs& a, const char* stage, int key) {
     const int pitch = a.dim + kKv8Scale;
     const char* values = stage + kKv8Keys * pitch;
-    Logits s = {};
+    Logits s;
 #pragma unroll
     for (int r = 0; r < kKv8Runs; ++r) products(a, stage + r * kSplitTile * pitch, r, s);
+    grow(values, pitch, key);
     weigh(key, s);
+    const float shrink = unit > 0.f ? power_below(__float_as_uint(unit), 0) : 1.f;
 #pragma unroll
     for (int r = 0; r < kKv8Runs; ++r) {
       const char* run = values + r * kSplitTile * pitch;
-      uint32_t weights[kParts][N][2];
-      scaled(run, pitch, key + r * kSplitTile, r, s, weights);
+      uint32_t weights[N][2];
+      scaled(run, pitch, key + r * kSplitTile, r, shrink, s, weights);
       add(run, pitch, weights);
     }
   }
