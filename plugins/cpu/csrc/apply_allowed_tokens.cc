@@ -26,7 +26,7 @@ void keep_only(T* x, int64_t vocab, const int64_t* ids, int64_t count) {
 
 void apply_allowed_tokens(Tensor logits, Tensor offsets, Tensor ids) {
   const char* op = "apply_allowed_tokens";
-  check_ragged(op, logits, offsets, ids);
+  check_lists(op, logits, offsets, ids);
   const int32_t* o = offsets.data<int32_t>();
   dispatch_float(op, "logits", logits, [&](auto tag) {
     using T = decltype(tag);

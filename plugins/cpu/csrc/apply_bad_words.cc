@@ -1,7 +1,7 @@
 #include <cmath>
 #include <vector>
 
-#include "fd/check.h"
+#include "fd/checks/logits.h"
 
 namespace fd {
 namespace {
@@ -66,14 +66,9 @@ void mask_row(T* x, int64_t vocab, const std::vector<int64_t>& banned, const Ten
 
 void apply_bad_words(Tensor logits, Tensor history, Tensor bad_words, Tensor bad_words_len,
                      Tensor eos_token_id) {
-  Check{kOp, "logits", logits}.rank(2).inner_contiguous();
+  check_bad_words(kOp, logits, history, bad_words, bad_words_len, eos_token_id);
   const int64_t n = logits.size(0), vocab = logits.size(1);
-  Check{kOp, "history", history}.rank(2).dim(0, n).dtype<int64_t>("int64").inner_contiguous();
-  Check{kOp, "bad_words", bad_words}.rank(3).dim(0, n).dtype<int64_t>("int64").contiguous();
   const int64_t num = bad_words.size(1), width = bad_words.size(2);
-  Check{kOp, "bad_words_len", bad_words_len}.rank(2).dim(0, n).dim(1, num);
-  Check{kOp, "bad_words_len", bad_words_len}.dtype<int32_t>("int32").contiguous();
-  Check{kOp, "eos_token_id", eos_token_id}.dtype<int64_t>("int64").contiguous();
   dispatch_float(kOp, "logits", logits, [&](auto tag) {
     using T = decltype(tag);
     std::vector<int64_t> banned;

@@ -4,11 +4,10 @@ namespace fd {
 
 void apply_logit_bias(Tensor logits, Tensor offsets, Tensor ids, Tensor values) {
   const char* op = "apply_logit_bias";
-  check_ragged(op, logits, offsets, ids);
-  Check{op, "values", values}.rank(1).dim(0, ids.numel()).dtype<float>("float32").contiguous();
+  check_lists(op, logits, offsets, ids);
   const int32_t* o = offsets.data<int32_t>();
   const int64_t *id = ids.data<int64_t>(), vocab = logits.size(1);
-  const float* v = values.data<float>();
+  const float* v = per_row<float>(op, "values", values, ids.numel(), "float32");
   dispatch_float(op, "logits", logits, [&](auto tag) {
     using T = decltype(tag);
     for (int64_t r = 0; r < logits.size(0); ++r) {

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "fd/check.h"
+#include "fd/checks/logits.h"
 #include "fd/parallel.h"
 #include "fd/vocab_row.h"
 
@@ -41,30 +41,19 @@ int64_t index_at(const OptTensor& indices, int64_t i) {
   return is<int32_t>(indices) ? indices.data<int32_t>()[i] : indices.data<int64_t>()[i];
 }
 
-// The number of rows to mask.
-int64_t check_indices(const OptTensor& indices, int64_t rows, int64_t masks) {
-  if (!indices && masks < rows)
-    fail("ValueError", kOp, ".bitmask: want at least ", rows, " rows, have ", masks);
-  if (!indices) return rows;
-  Check{kOp, "indices", indices}.rank(1).contiguous();
-  if (!is<int32_t>(indices)) Check{kOp, "indices", indices}.dtype<int64_t>("int32 or int64");
-  for (int64_t i = 0; i < indices.numel(); ++i) {
+void check_rows(const OptTensor& indices, int64_t rows) {
+  for (int64_t i = 0; indices && i < indices.numel(); ++i) {
     const int64_t r = index_at(indices, i);
-    if (r < 0 || r >= std::min(rows, masks))
-      fail("ValueError", kOp, ".indices: want rows in [0, ", std::min(rows, masks), "), have ", r);
+    if (r < 0 || r >= rows)
+      fail("ValueError", kOp, ".indices: want rows in [0, ", rows, "), have ", r);
   }
-  return indices.numel();
 }
 
 }  // namespace
 
 void apply_token_bitmask(Tensor logits, Tensor bitmask, int64_t vocab_size, OptTensor indices) {
-  Check{kOp, "logits", logits}.rank(2).inner_contiguous();
-  Check{kOp, "bitmask", bitmask}.rank(2).dtype<int32_t>("int32").inner_contiguous();
-  const int64_t limit = std::min(logits.size(1), 32 * bitmask.size(1));
-  if (vocab_size < 0 || vocab_size > limit)
-    fail("ValueError", kOp, ".vocab_size: want 0..", limit, ", have ", vocab_size);
-  const int64_t rows = check_indices(indices, logits.size(0), bitmask.size(0));
+  const int64_t rows = check_bitmask(kOp, logits, bitmask, vocab_size, indices);
+  check_rows(indices, std::min(logits.size(0), bitmask.size(0)));
   const int64_t ls = logits.stride(0), bs = bitmask.stride(0);
   dispatch_float(kOp, "logits", logits, [&](auto tag) {
     using T = decltype(tag);

@@ -1,6 +1,6 @@
 #include <vector>
 
-#include "fd/check.h"
+#include "fd/checks/sampling.h"
 #include "fd/vocab_row.h"
 
 namespace fd {
@@ -25,11 +25,10 @@ void rows(Tensor logits, int64_t* out) {
 
 void argmax(Tensor logits, Tensor out) {
   Check{"argmax", "logits", logits}.rank(2).inner_contiguous();
-  Check{"argmax", "out", out}.rank(1).dim(0, logits.size(0)).dtype<int64_t>("int64").contiguous();
-  if (logits.size(0) > 0 && logits.size(1) == 0)
-    fail("ValueError", "argmax.logits: want at least one column, have ", shape_text(logits));
+  int64_t* ids = per_row<int64_t>("argmax", "out", out, logits.size(0), "int64");
+  check_columns("argmax", "logits", logits);
   dispatch_float("argmax", "logits", logits, [&](auto tag) {
-    if (logits.size(0) > 0) rows<decltype(tag)>(logits, out.data<int64_t>());
+    if (logits.size(0) > 0) rows<decltype(tag)>(logits, ids);
   });
 }
 

@@ -1,6 +1,6 @@
 #include <vector>
 
-#include "fd/check.h"
+#include "fd/checks/logits.h"
 #include "fd/parallel.h"
 
 namespace fd {
@@ -9,10 +9,7 @@ namespace {
 constexpr const char* kOp = "get_token_penalty_multi_scores";
 constexpr float kMasked = -1e10f;
 
-struct Args {
-  Tensor pre_ids, prompt_ids, prompt_len, logits, penalty, frequency, presence, temperature;
-  Tensor bad_tokens, bad_tokens_len, cur_len, min_len, eos;
-};
+using Args = PenaltyTensors;
 
 float value(const Tensor& t, int64_t i) {
   if (is<bf16>(t)) return to_float(t.data<bf16>()[i]);
@@ -68,19 +65,19 @@ void mask_eos(const Args& a, int64_t row, T* x) {
   const int64_t current = a.cur_len.data<int64_t>()[row];
   if (current < 0 || current >= a.min_len.data<int64_t>()[row]) return;
   const float masked = is<f16>(a.logits) ? -1e4f : kMasked;
-  for (int64_t i = 0; i < a.eos.numel(); ++i) {
-    const int64_t id = a.eos.data<int64_t>()[i];
+  for (int64_t i = 0; i < a.eos_token_id.numel(); ++i) {
+    const int64_t id = a.eos_token_id.data<int64_t>()[i];
     if (id >= 0 && id < a.logits.size(1)) x[id] = from_float<T>(masked);
   }
 }
 
 template <typename T>
 T penalised(const Args& a, int64_t row, T logit, int32_t count) {
-  const float alpha = value(a.penalty, row);
+  const float alpha = value(a.penalty_scores, row);
   float x = to_float(logit);
   x = x < 0 ? x * alpha : x / alpha;
-  if (count > 0) x = x - count * value(a.frequency, row) - value(a.presence, row);
-  return from_float<T>(x / a.temperature.data<float>()[row]);
+  if (count > 0) x = x - count * value(a.frequency_scores, row) - value(a.presence_scores, row);
+  return from_float<T>(x / a.temperatures.data<float>()[row]);
 }
 
 template <typename T>
@@ -110,49 +107,14 @@ void process_row(const Args& a, int64_t row) {
   std::vector<T> changed;
   changed.reserve(counts.touched().size());
   for (int64_t id : counts.touched()) changed.push_back(penalised(a, row, x[id], counts[id]));
-  divide(x, vocab, a.temperature.data<float>()[row]);
+  divide(x, vocab, a.temperatures.data<float>()[row]);
   for (size_t i = 0; i < changed.size(); ++i) x[counts.touched()[i]] = changed[i];
   mask_bad_tokens(a, row, x);
 }
 
-void check_scores(const char* arg, Tensor t, const Args& a) {
-  Check{kOp, arg, t}.slots(a.pre_ids.size(0)).contiguous();
-  if (!is<float>(t)) Check{kOp, arg, t}.same_dtype(a.logits);
-}
-
-void check_ids(const char* arg, Tensor t, int rank) {
-  Check{kOp, arg, t}.rank(rank).dtype<int64_t>("int64").inner_contiguous();
-}
-
-void check_slots(const char* arg, Tensor t, const Args& a) {
-  Check{kOp, arg, t}.slots(a.pre_ids.size(0)).dtype<int64_t>("int64").contiguous();
-}
-
-void check(const Args& a) {
-  check_ids("pre_ids", a.pre_ids, 2);
-  const int64_t slots = a.pre_ids.size(0);
-  check_ids("prompt_ids", a.prompt_ids, 2);
-  Check{kOp, "prompt_ids", a.prompt_ids}.dim(0, slots);
-  check_slots("prompt_len", a.prompt_len, a);
-  Check{kOp, "logits", a.logits}.rank(2).inner_contiguous();
-  if (a.logits.size(0) > slots)
-    fail("ValueError", kOp, ".logits: want at most ", slots, " rows (slots), have ",
-         shape_text(a.logits));
-  check_scores("penalty_scores", a.penalty, a);
-  check_scores("frequency_scores", a.frequency, a);
-  check_scores("presence_scores", a.presence, a);
-  Check{kOp, "temperatures", a.temperature}.slots(slots).dtype<float>("float32").contiguous();
-  check_ids("bad_tokens", a.bad_tokens, 2);
-  Check{kOp, "bad_tokens", a.bad_tokens}.dim(0, slots);
-  check_slots("bad_tokens_len", a.bad_tokens_len, a);
-  check_slots("cur_len", a.cur_len, a);
-  check_slots("min_len", a.min_len, a);
-  Check{kOp, "eos_token_id", a.eos}.dtype<int64_t>("int64").contiguous();
-}
-
 void check_values(const Args& a) {
   for (int64_t r = 0; r < a.logits.size(0); ++r) {
-    const float t = a.temperature.data<float>()[r], alpha = value(a.penalty, r);
+    const float t = a.temperatures.data<float>()[r], alpha = value(a.penalty_scores, r);
     if (!(t > 0)) fail("ValueError", kOp, ".temperatures: want > 0, have ", t, " in row ", r);
     if (!(alpha > 0))
       fail("ValueError", kOp, ".penalty_scores: want > 0, have ", alpha, " in row ", r);
@@ -170,7 +132,7 @@ void get_token_penalty_multi_scores(Tensor pre_ids, Tensor prompt_ids, Tensor pr
                frequency_scores, presence_scores, temperatures, bad_tokens, bad_tokens_len,
                cur_len,          min_len,         eos_token_id};
   dispatch_float(kOp, "logits", logits, [&](auto tag) {
-    check(a);
+    check_penalty(kOp, a);
     check_values(a);
     parallel_for(a.logits.size(0), 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) process_row<decltype(tag)>(a, r);

@@ -51,22 +51,16 @@ void limit_thinking_content_length(Tensor next_tokens, Tensor max_think_lens, Te
                                    Tensor step_idx, Tensor limit_status, Tensor stop_flags,
                                    Tensor eos_token_ids, Tensor inject_token_ids,
                                    int64_t think_end_id, bool splitwise_role_is_decode) {
-  const Check tokens{kOp, "next_tokens", next_tokens};
-  const int64_t n = tokens.dtype<int64_t>("int64").contiguous().slot_count();
-  const int32_t* max_think = slots<int32_t>(kOp, "max_think_lens", max_think_lens, n, "int32");
-  int32_t* max_reply = slots<int32_t>(kOp, "max_reply_lens", max_reply_lens, n, "int32");
-  const int64_t* step = slots<int64_t>(kOp, "step_idx", step_idx, n, "int64");
-  int32_t* status = slots<int32_t>(kOp, "limit_status", limit_status, n, "int32");
-  const bool* stopped = slots<bool>(kOp, "stop_flags", stop_flags, n, "bool");
+  const ThinkingSlots s = check_thinking(kOp, next_tokens, max_think_lens, step_idx, "limit_status",
+                                         limit_status, stop_flags);
+  int32_t* max_reply = per_slot<int32_t>(kOp, "max_reply_lens", max_reply_lens, s.n, "int32");
   const Limits limits{id_list(kOp, "eos_token_ids", eos_token_ids),
                       id_list(kOp, "inject_token_ids", inject_token_ids), think_end_id,
                       splitwise_role_is_decode};
-  if (limits.eos.count == 0)
-    fail("ValueError", kOp, ".eos_token_ids: want at least one id, have none");
-  int64_t* token = next_tokens.data<int64_t>();
-  for (int64_t b = 0; b < n; ++b)
-    if (!stopped[b] && (max_think[b] >= 0 || max_reply[b] >= 0))
-      limits.step(max_think[b], max_reply[b], step[b], token[b], status[b]);
+  check_not_empty(kOp, "eos_token_ids", eos_token_ids);
+  for (int64_t b = 0; b < s.n; ++b)
+    if (!s.stopped[b] && (s.limits[b] >= 0 || max_reply[b] >= 0))
+      limits.step(s.limits[b], max_reply[b], s.steps[b], s.tokens[b], s.status[b]);
 }
 
 FD_EXPORT(limit_thinking_content_length)

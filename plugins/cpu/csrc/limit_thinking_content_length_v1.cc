@@ -6,22 +6,17 @@ void limit_thinking_content_length_v1(Tensor next_tokens, Tensor max_think_lens,
                                       Tensor limit_think_status, Tensor stop_flags,
                                       Tensor eos_token_ids, int64_t think_end_id) {
   const char* op = "limit_thinking_content_length_v1";
-  const Check tokens{op, "next_tokens", next_tokens};
-  const int64_t n = tokens.dtype<int64_t>("int64").contiguous().slot_count();
-  const int32_t* limit = slots<int32_t>(op, "max_think_lens", max_think_lens, n, "int32");
-  const int64_t* step = slots<int64_t>(op, "step_idx", step_idx, n, "int64");
-  int32_t* status = slots<int32_t>(op, "limit_think_status", limit_think_status, n, "int32");
-  bool* stopped = slots<bool>(op, "stop_flags", stop_flags, n, "bool");
+  const ThinkingSlots s = check_thinking(op, next_tokens, max_think_lens, step_idx,
+                                         "limit_think_status", limit_think_status, stop_flags);
   const Ids eos = id_list(op, "eos_token_ids", eos_token_ids);
-  int64_t* token = next_tokens.data<int64_t>();
-  for (int64_t b = 0; b < n; ++b) {
-    if (limit[b] < 0 || (status[b] == 2 && stopped[b])) continue;
-    if (status[b] < 1) {
-      const bool full = step[b] >= limit[b], ended = !full && eos.has(token[b]);
-      if (full || ended) token[b] = think_end_id, status[b] = 1;
-      if (ended) stopped[b] = false;
+  for (int64_t b = 0; b < s.n; ++b) {
+    if (s.limits[b] < 0 || (s.status[b] == 2 && s.stopped[b])) continue;
+    if (s.status[b] < 1) {
+      const bool full = s.steps[b] >= s.limits[b], ended = !full && eos.has(s.tokens[b]);
+      if (full || ended) s.tokens[b] = think_end_id, s.status[b] = 1;
+      if (ended) s.stopped[b] = false;
     }
-    if (status[b] < 2 && token[b] == think_end_id) status[b] = 2;
+    if (s.status[b] < 2 && s.tokens[b] == think_end_id) s.status[b] = 2;
   }
 }
 

@@ -1,16 +1,12 @@
-#include "fd/check.h"
+#include "fd/checks/sampling.h"
 #include "fd/vocab_row.h"
 
 namespace fd {
 
 void min_p_sampling(Tensor probs, Tensor min_p, Tensor renorm_probs) {
   const char* op = "min_p_sampling";
-  Check{op, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
+  const float* m = check_renormalised<float>(op, probs, "min_p", min_p, "float32", renorm_probs);
   const int64_t n = probs.size(0), width = probs.size(1);
-  Check{op, "min_p", min_p}.slots(n).dtype<float>("float32").contiguous();
-  Check{op, "renorm_probs", renorm_probs}.same_shape(probs).dtype<float>("float32");
-  Check{op, "renorm_probs", renorm_probs}.inner_contiguous();
-  const float* m = min_p.data<float>();
   for (int64_t r = 0; r < n; ++r)
     if (!(m[r] >= 0 && m[r] <= 1))
       fail("ValueError", op, ".min_p: want values in [0, 1], have ", m[r], " in row ", r);

@@ -30,19 +30,15 @@ void check_slot(const Slots& s, int64_t b, int64_t history, int64_t width) {
 void set_value_by_flags_and_idx(Tensor pre_ids_all, Tensor input_ids, Tensor seq_lens_this_time,
                                 Tensor seq_lens_encoder, Tensor seq_lens_decoder, Tensor step_idx,
                                 Tensor stop_flags) {
-  Check{kOp, "pre_ids_all", pre_ids_all}.rank(2).dtype<int64_t>("int64").inner_contiguous();
+  Check{kOp, "pre_ids_all", pre_ids_all}.rank(2);
   const int64_t batch = pre_ids_all.size(0);
-  Check{kOp, "input_ids", input_ids}
-      .rank(2)
-      .dim(0, batch)
-      .dtype<int64_t>("int64")
-      .inner_contiguous();
+  check_id_rows(kOp, "pre_ids_all", pre_ids_all, batch);
+  check_id_rows(kOp, "input_ids", input_ids, batch);
   lens_of(kOp, "seq_lens_this_time", seq_lens_this_time, batch);
-  Check{kOp, "step_idx", step_idx}.slots(batch).dtype<int64_t>("int64").contiguous();
-  Check{kOp, "stop_flags", stop_flags}.slots(batch).dtype<bool>("bool").contiguous();
   const Slots slots{lens_of(kOp, "seq_lens_encoder", seq_lens_encoder, batch),
                     lens_of(kOp, "seq_lens_decoder", seq_lens_decoder, batch),
-                    step_idx.data<int64_t>(), stop_flags.data<bool>()};
+                    per_slot<int64_t>(kOp, "step_idx", step_idx, batch, "int64"),
+                    per_slot<bool>(kOp, "stop_flags", stop_flags, batch, "bool")};
   for (int64_t b = 0; b < batch; ++b)
     if (slots.writes(b)) check_slot(slots, b, pre_ids_all.size(1), input_ids.size(1));
   int64_t* history = pre_ids_all.data<int64_t>();

@@ -9,10 +9,8 @@ struct SiluMul {
 };
 
 void two_inputs(const Tensor& x, const Tensor& y, const Tensor& out) {
-  Check{"swiglu", "y", y}.same_shape(x).same_dtype(x);
-  Check{"swiglu", "out", out}.same_shape(x).same_dtype(x);
-  const Rows a = rows_of("swiglu", "x", x), b = rows_of("swiglu", "y", y);
-  const Rows to = rows_of("swiglu", "out", out);
+  const TwoRowsInOut rows = check_two_inputs("swiglu", x, y, out);
+  const Rows a = rows.x, b = rows.y, to = rows.out;
   dispatch_float("swiglu", "x", x, [&](auto tag) {
     using T = decltype(tag);
     const T *px = x.data<T>(), *py = y.data<T>();

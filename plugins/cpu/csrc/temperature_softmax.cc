@@ -1,15 +1,14 @@
-#include "fd/check.h"
+#include "fd/checks/sampling.h"
 #include "fd/softmax_row.h"
 
 namespace fd {
 
 void temperature_softmax(Tensor logits, Tensor temperature, Tensor probs) {
   const char* op = "temperature_softmax";
-  Check{op, "logits", logits}.rank(2).dtype<float>("float32").inner_contiguous();
+  check_float_rows(op, "logits", logits);
   const int64_t n = logits.size(0), width = logits.size(1);
-  Check{op, "temperature", temperature}.rank(1).dim(0, n).dtype<float>("float32").contiguous();
+  const float* t = per_row<float>(op, "temperature", temperature, n, "float32");
   Check{op, "probs", probs}.same_shape(logits).dtype<float>("float32").inner_contiguous();
-  const float* t = temperature.data<float>();
   for (int64_t r = 0; r < n; ++r)
     if (!(t[r] >= 0) || t[r] == kInf)
       fail("ValueError", op, ".temperature: want finite values >= 0, have ", t[r], " in row ", r);

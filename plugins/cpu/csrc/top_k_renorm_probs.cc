@@ -1,4 +1,4 @@
-#include "fd/check.h"
+#include "fd/checks/sampling.h"
 #include "fd/select.h"
 
 namespace fd {
@@ -19,12 +19,8 @@ void positives(const float* p, int64_t width, float* out) {
 
 void top_k_renorm_probs(Tensor probs, Tensor top_k, Tensor renorm_probs) {
   const char* op = "top_k_renorm_probs";
-  Check{op, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
+  const int64_t* k = check_renormalised<int64_t>(op, probs, "top_k", top_k, "int64", renorm_probs);
   const int64_t n = probs.size(0), width = probs.size(1);
-  Check{op, "top_k", top_k}.slots(n).dtype<int64_t>("int64").contiguous();
-  Check{op, "renorm_probs", renorm_probs}.same_shape(probs).dtype<float>("float32");
-  Check{op, "renorm_probs", renorm_probs}.inner_contiguous();
-  const int64_t* k = top_k.data<int64_t>();
   const float* p = probs.data<float>();
   float* o = renorm_probs.data<float>();
   const int64_t ps = probs.stride(0), os = renorm_probs.stride(0);

@@ -1,6 +1,6 @@
 #include <vector>
 
-#include "fd/check.h"
+#include "fd/checks/sampling.h"
 #include "fd/softmax.h"
 
 namespace fd {
@@ -89,7 +89,6 @@ void top(const Row& row, int64_t k, int64_t* ids, float* logprobs) {
 }
 
 void check_ids(Tensor token_ids, int64_t n, int64_t width) {
-  Check{kOp, "token_ids", token_ids}.rank(1).dim(0, n).dtype<int64_t>("int64").contiguous();
   for (int64_t r = 0; r < n; ++r) {
     const int64_t id = token_ids.data<int64_t>()[r];
     if (id < 0 || id >= width)
@@ -101,14 +100,9 @@ void check_ids(Tensor token_ids, int64_t n, int64_t width) {
 
 void top_logprobs(Tensor logits, Tensor token_ids, int64_t k, Tensor token_logprob, Tensor rank,
                   Tensor ids, Tensor logprobs) {
-  Check{kOp, "logits", logits}.rank(2).dtype<float>("float32").inner_contiguous();
+  check_top_logprobs(kOp, logits, token_ids, k, token_logprob, rank, ids, logprobs);
   const int64_t n = logits.size(0), width = logits.size(1), step = logits.stride(0);
-  if (k < 0 || k > width) fail("ValueError", kOp, ".k: want 0..", width, ", have ", k);
   check_ids(token_ids, n, width);
-  Check{kOp, "token_logprob", token_logprob}.rank(1).dim(0, n).dtype<float>("float32").contiguous();
-  Check{kOp, "rank", rank}.rank(1).dim(0, n).dtype<int64_t>("int64").contiguous();
-  Check{kOp, "ids", ids}.rank(2).dim(0, n).dim(1, k).dtype<int64_t>("int64").contiguous();
-  Check{kOp, "logprobs", logprobs}.rank(2).dim(0, n).dim(1, k).dtype<float>("float32").contiguous();
   const float* x = logits.data<float>();
   const int64_t* token = token_ids.data<int64_t>();
   float *own = token_logprob.data<float>(), *lp = logprobs.data<float>();

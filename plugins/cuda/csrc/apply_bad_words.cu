@@ -88,13 +88,8 @@ namespace fd {
 void apply_bad_words(Tensor logits, Tensor history, Tensor bad_words, Tensor bad_words_len,
                      Tensor eos_token_id) {
   const char* op = "apply_bad_words";
-  Check{op, "logits", logits}.rank(2).inner_contiguous();
+  check_bad_words(op, logits, history, bad_words, bad_words_len, eos_token_id);
   const int64_t n = logits.size(0), vocab = logits.size(1);
-  Check{op, "history", history}.rank(2).dim(0, n).dtype<int64_t>("int64").inner_contiguous();
-  Check{op, "bad_words", bad_words}.rank(3).dim(0, n).dtype<int64_t>("int64").contiguous();
-  Check{op, "bad_words_len", bad_words_len}.rank(2).dim(0, n).dim(1, bad_words.size(1));
-  Check{op, "bad_words_len", bad_words_len}.dtype<int32_t>("int32").contiguous();
-  Check{op, "eos_token_id", eos_token_id}.dtype<int64_t>("int64").contiguous();
   const BadWords a{history.data<int64_t>(),
                    history.stride(0),
                    history.size(1),

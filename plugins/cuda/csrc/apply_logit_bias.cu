@@ -40,8 +40,7 @@ namespace fd {
 void apply_logit_bias(Tensor logits, Tensor offsets, Tensor ids, Tensor values) {
   const char* op = "apply_logit_bias";
   const RaggedIds lists = ragged_ids(op, logits, offsets, ids);
-  Check{op, "values", values}.rank(1).dim(0, ids.numel()).dtype<float>("float32").contiguous();
-  const float* added = values.data<float>();
+  const float* added = per_row<float>(op, "values", values, ids.numel(), "float32");
   same_device(op, logits, {offsets, ids, values});
   dispatch_float(op, "logits", logits, [&](auto tag) {
     using T = decltype(tag);

@@ -48,29 +48,15 @@ __global__ void __launch_bounds__(kEditThreads)
 
 namespace fd {
 
-// The number of rows to mask.
-inline int64_t bitmask_rows(const char* op, BitmaskArgs& a, OptTensor indices, int64_t rows,
-                            int64_t masks) {
-  a.limit = std::min(rows, masks);
-  if (!indices && masks < rows)
-    fail("ValueError", op, ".bitmask: want at least ", rows, " rows, have ", masks);
-  if (!indices) return rows;
-  Check{op, "indices", indices}.rank(1).contiguous();
-  a.narrow = is<int32_t>(indices);
-  if (!a.narrow) Check{op, "indices", indices}.dtype<int64_t>("int32 or int64");
-  a.indices = indices.data<char>();
-  return indices.numel();
-}
-
 void apply_token_bitmask(Tensor logits, Tensor bitmask, int64_t vocab_size, OptTensor indices) {
   const char* op = "apply_token_bitmask";
-  Check{op, "logits", logits}.rank(2).inner_contiguous();
-  Check{op, "bitmask", bitmask}.rank(2).dtype<int32_t>("int32").inner_contiguous();
-  const int64_t limit = std::min(logits.size(1), 32 * bitmask.size(1));
-  if (vocab_size < 0 || vocab_size > limit)
-    fail("ValueError", op, ".vocab_size: want 0..", limit, ", have ", vocab_size);
-  BitmaskArgs a{bitmask.data<int32_t>(), bitmask.stride(0), vocab_size, nullptr, false, 0};
-  const int64_t n = bitmask_rows(op, a, indices, logits.size(0), bitmask.size(0));
+  const int64_t n = check_bitmask(op, logits, bitmask, vocab_size, indices);
+  const BitmaskArgs a{bitmask.data<int32_t>(),
+                      bitmask.stride(0),
+                      vocab_size,
+                      indices ? indices.data<char>() : nullptr,
+                      indices && is<int32_t>(indices),
+                      std::min(logits.size(0), bitmask.size(0))};
   same_device(op, logits, {bitmask, indices});
   dispatch_float(op, "logits", logits, [&](auto tag) {
     using T = decltype(tag);

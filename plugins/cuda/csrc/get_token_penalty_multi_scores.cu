@@ -95,16 +95,22 @@ namespace fd {
 
 constexpr const char* kPenaltyOp = "get_token_penalty_multi_scores";
 
-inline PenaltyIds penalty_ids(const char* arg, Tensor t, int64_t slots) {
-  Check{kPenaltyOp, arg, t}.rank(2).dim(0, slots).dtype<int64_t>("int64").inner_contiguous();
-  return {t.data<int64_t>(), t.stride(0), t.size(1)};
-}
+inline PenaltyIds penalty_ids(Tensor t) { return {t.data<int64_t>(), t.stride(0), t.size(1)}; }
 
 template <typename T>
-PenaltyScore<T> penalty_score(const char* arg, Tensor t, Tensor logits, int64_t slots) {
-  Check{kPenaltyOp, arg, t}.slots(slots).contiguous();
-  if (!is<float>(t)) Check{kPenaltyOp, arg, t}.same_dtype(logits);
-  return {t.data<char>(), is<float>(t)};
+PenaltyArgs<T> penalty_args(const PenaltyTensors& t) {
+  const auto score = [](Tensor s) { return PenaltyScore<T>{s.data<char>(), is<float>(s)}; };
+  PenaltyArgs<T> a{};
+  a.rows = edit_rows<T>(t.logits);
+  a.pre = penalty_ids(t.pre_ids), a.prompt = penalty_ids(t.prompt_ids);
+  a.bad = penalty_ids(t.bad_tokens);
+  a.prompt_len = t.prompt_len.data<int64_t>(), a.bad_len = t.bad_tokens_len.data<int64_t>();
+  a.cur_len = t.cur_len.data<int64_t>(), a.min_len = t.min_len.data<int64_t>();
+  a.alpha = score(t.penalty_scores), a.beta = score(t.frequency_scores);
+  a.gamma = score(t.presence_scores), a.temperature = t.temperatures.data<float>();
+  a.eos = t.eos_token_id.data<int64_t>(), a.num_eos = t.eos_token_id.numel();
+  a.low = is<f16>(t.logits) ? -1e4f : -1e10f, a.masked = -1e10f;
+  return a;
 }
 
 void get_token_penalty_multi_scores(Tensor pre_ids, Tensor prompt_ids, Tensor prompt_len,
@@ -113,33 +119,17 @@ void get_token_penalty_multi_scores(Tensor pre_ids, Tensor prompt_ids, Tensor pr
                                     Tensor bad_tokens_len, Tensor cur_len, Tensor min_len,
                                     Tensor eos_token_id) {
   const char* op = kPenaltyOp;
-  Check{op, "pre_ids", pre_ids}.rank(2);
-  const int64_t slots = pre_ids.size(0);
-  Check{op, "logits", logits}.rank(2).inner_contiguous();
-  if (logits.size(0) > slots)
-    fail("ValueError", op, ".logits: want at most ", slots, " rows (slots), have ",
-         shape_text(logits));
+  const PenaltyTensors t{pre_ids,        prompt_ids,       prompt_len,      logits,
+                         penalty_scores, frequency_scores, presence_scores, temperatures,
+                         bad_tokens,     bad_tokens_len,   cur_len,         min_len,
+                         eos_token_id};
   dispatch_float(op, "logits", logits, [&](auto tag) {
     using T = decltype(tag);
-    PenaltyArgs<T> a{};
-    a.rows = edit_rows<T>(logits);
-    a.pre = penalty_ids("pre_ids", pre_ids, slots);
-    a.prompt = penalty_ids("prompt_ids", prompt_ids, slots);
-    a.bad = penalty_ids("bad_tokens", bad_tokens, slots);
-    a.prompt_len = per_slot<int64_t>(op, "prompt_len", prompt_len, slots, "int64");
-    a.bad_len = per_slot<int64_t>(op, "bad_tokens_len", bad_tokens_len, slots, "int64");
-    a.cur_len = per_slot<int64_t>(op, "cur_len", cur_len, slots, "int64");
-    a.min_len = per_slot<int64_t>(op, "min_len", min_len, slots, "int64");
-    a.alpha = penalty_score<T>("penalty_scores", penalty_scores, logits, slots);
-    a.beta = penalty_score<T>("frequency_scores", frequency_scores, logits, slots);
-    a.gamma = penalty_score<T>("presence_scores", presence_scores, logits, slots);
-    a.temperature = per_slot<float>(op, "temperatures", temperatures, slots, "float32");
-    Check{op, "eos_token_id", eos_token_id}.dtype<int64_t>("int64").contiguous();
-    a.eos = eos_token_id.data<int64_t>(), a.num_eos = eos_token_id.numel();
-    a.low = is<f16>(logits) ? -1e4f : -1e10f, a.masked = -1e10f;
+    check_penalty(op, t);
     same_device(op, logits,
                 {pre_ids, prompt_ids, prompt_len, penalty_scores, frequency_scores, presence_scores,
                  temperatures, bad_tokens, bad_tokens_len, cur_len, min_len, eos_token_id});
+    const PenaltyArgs<T> a = penalty_args<T>(t);
     run(launch_on(op, logits), get_token_penalty_rows<T>, edit_grid(a.rows, logits.size(0)),
         dim3(kEditThreads), 0, a);
   });

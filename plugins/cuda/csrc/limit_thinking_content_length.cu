@@ -57,6 +57,7 @@ __global__ void limit_thinking_content_length_slots(LimitThinking a) {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/thinking.h"
 #include "fd/slots.h"
 
 namespace fd {
@@ -66,24 +67,22 @@ void limit_thinking_content_length(Tensor next_tokens, Tensor max_think_lens, Te
                                    Tensor eos_token_ids, Tensor inject_token_ids,
                                    int64_t think_end_id, bool splitwise_role_is_decode) {
   const char* op = "limit_thinking_content_length";
-  const int64_t n = count_slots(op, "next_tokens", next_tokens);
+  const ThinkingSlots s = check_thinking(op, next_tokens, max_think_lens, step_idx, "limit_status",
+                                         limit_status, stop_flags);
   LimitThinking job{};
-  job.tokens = next_tokens.data<int64_t>(), job.n = n;
-  job.max_think = slots<int32_t>(op, "max_think_lens", max_think_lens, n, "int32");
-  job.max_reply = slots<int32_t>(op, "max_reply_lens", max_reply_lens, n, "int32");
-  job.steps = slots<int64_t>(op, "step_idx", step_idx, n, "int64");
-  job.statuses = slots<int32_t>(op, "limit_status", limit_status, n, "int32");
-  job.stopped = slots<bool>(op, "stop_flags", stop_flags, n, "bool");
+  job.tokens = s.tokens, job.n = s.n, job.max_think = s.limits, job.steps = s.steps;
+  job.statuses = s.status, job.stopped = s.stopped;
+  job.max_reply = per_slot<int32_t>(op, "max_reply_lens", max_reply_lens, s.n, "int32");
   job.eos = id_list(op, "eos_token_ids", eos_token_ids);
   job.inject = id_list(op, "inject_token_ids", inject_token_ids);
   job.think_end = think_end_id, job.decode_role = splitwise_role_is_decode;
   job.done = job.inject.count > 0 ? static_cast<int32_t>(job.inject.count) + 1 : 1;
   job.base = job.done + 1;
-  if (job.eos.count == 0) fail("ValueError", op, ".eos_token_ids: want at least one id, have none");
+  check_not_empty(op, "eos_token_ids", eos_token_ids);
   same_device(op, next_tokens,
               {max_think_lens, max_reply_lens, step_idx, limit_status, stop_flags, eos_token_ids,
                inject_token_ids});
-  run(launch_on(op, next_tokens), limit_thinking_content_length_slots, slot_grid(n),
+  run(launch_on(op, next_tokens), limit_thinking_content_length_slots, slot_grid(s.n),
       dim3(kSlotThreads), 0, job);
 }
 FD_EXPORT(limit_thinking_content_length)

@@ -26,6 +26,7 @@ __global__ void limit_thinking_content_length_v1_slots(LimitThinkingV1 a) {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/thinking.h"
 #include "fd/slots.h"
 
 namespace fd {
@@ -34,19 +35,14 @@ void limit_thinking_content_length_v1(Tensor next_tokens, Tensor max_think_lens,
                                       Tensor limit_think_status, Tensor stop_flags,
                                       Tensor eos_token_ids, int64_t think_end_id) {
   const char* op = "limit_thinking_content_length_v1";
-  const int64_t n = count_slots(op, "next_tokens", next_tokens);
-  const LimitThinkingV1 job{
-      next_tokens.data<int64_t>(),
-      slots<int32_t>(op, "max_think_lens", max_think_lens, n, "int32"),
-      slots<int64_t>(op, "step_idx", step_idx, n, "int64"),
-      slots<int32_t>(op, "limit_think_status", limit_think_status, n, "int32"),
-      slots<bool>(op, "stop_flags", stop_flags, n, "bool"),
-      id_list(op, "eos_token_ids", eos_token_ids),
-      think_end_id,
-      n};
+  const ThinkingSlots s = check_thinking(op, next_tokens, max_think_lens, step_idx,
+                                         "limit_think_status", limit_think_status, stop_flags);
+  const LimitThinkingV1 job{s.tokens,     s.limits,  s.steps,
+                            s.status,     s.stopped, id_list(op, "eos_token_ids", eos_token_ids),
+                            think_end_id, s.n};
   same_device(op, next_tokens,
               {max_think_lens, step_idx, limit_think_status, stop_flags, eos_token_ids});
-  run(launch_on(op, next_tokens), limit_thinking_content_length_v1_slots, slot_grid(n),
+  run(launch_on(op, next_tokens), limit_thinking_content_length_v1_slots, slot_grid(s.n),
       dim3(kSlotThreads), 0, job);
 }
 FD_EXPORT(limit_thinking_content_length_v1)

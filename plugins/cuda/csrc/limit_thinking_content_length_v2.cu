@@ -25,6 +25,7 @@ __global__ void limit_thinking_content_length_v2_slots(LimitThinkingV2 a) {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/thinking.h"
 #include "fd/slots.h"
 
 namespace fd {
@@ -33,18 +34,12 @@ void limit_thinking_content_length_v2(Tensor next_tokens, Tensor max_think_lens,
                                       Tensor limit_think_status, Tensor stop_flags,
                                       int64_t think_end_id, int64_t line_break_id) {
   const char* op = "limit_thinking_content_length_v2";
-  const int64_t n = count_slots(op, "next_tokens", next_tokens);
-  const LimitThinkingV2 job{
-      next_tokens.data<int64_t>(),
-      slots<int32_t>(op, "max_think_lens", max_think_lens, n, "int32"),
-      slots<int64_t>(op, "step_idx", step_idx, n, "int64"),
-      slots<int32_t>(op, "limit_think_status", limit_think_status, n, "int32"),
-      slots<bool>(op, "stop_flags", stop_flags, n, "bool"),
-      think_end_id,
-      line_break_id,
-      n};
+  const ThinkingSlots s = check_thinking(op, next_tokens, max_think_lens, step_idx,
+                                         "limit_think_status", limit_think_status, stop_flags);
+  const LimitThinkingV2 job{s.tokens,  s.limits,     s.steps,       s.status,
+                            s.stopped, think_end_id, line_break_id, s.n};
   same_device(op, next_tokens, {max_think_lens, step_idx, limit_think_status, stop_flags});
-  run(launch_on(op, next_tokens), limit_thinking_content_length_v2_slots, slot_grid(n),
+  run(launch_on(op, next_tokens), limit_thinking_content_length_v2_slots, slot_grid(s.n),
       dim3(kSlotThreads), 0, job);
 }
 FD_EXPORT(limit_thinking_content_length_v2)

@@ -26,10 +26,8 @@ namespace fd {
 
 void min_p_sampling(Tensor probs, Tensor min_p, Tensor renorm_probs) {
   const char* op = "min_p_sampling";
-  Check{op, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
-  const float* fraction = per_slot<float>(op, "min_p", min_p, probs.size(0), "float32");
-  Check{op, "renorm_probs", renorm_probs}.same_shape(probs).dtype<float>("float32");
-  Check{op, "renorm_probs", renorm_probs}.inner_contiguous();
+  const float* fraction =
+      check_renormalised<float>(op, probs, "min_p", min_p, "float32", renorm_probs);
   same_device(op, probs, {min_p, renorm_probs});
   if (probs.numel() == 0) return;
   check_vocab(op, "probs", probs);

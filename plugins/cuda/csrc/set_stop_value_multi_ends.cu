@@ -90,50 +90,28 @@ __global__ void set_stop_value_multi_ends_slots(StopArgs a) {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/stop.h"
 #include "fd/slots.h"
 
 namespace fd {
 
 constexpr const char* kStopOp = "set_stop_value_multi_ends";
 
-inline bool prefill_one_step_stop() {
-  const char* text = std::getenv("PREFILL_NODE_ONE_STEP_STOP");
-  return text != nullptr && text[0] == '1';
-}
-
-inline void stop_histories(StopArgs& a, Tensor pre_ids, Tensor stop_seqs, Tensor stop_seqs_len,
-                           int64_t count) {
-  Check{kStopOp, "pre_ids", pre_ids}.rank(2).dim(0, count).dtype<int64_t>("int64");
-  Check{kStopOp, "pre_ids", pre_ids}.inner_contiguous();
-  Check{kStopOp, "stop_seqs", stop_seqs}.rank(3).dim(0, count).dtype<int64_t>("int64").contiguous();
-  Check{kStopOp, "stop_seqs_len", stop_seqs_len}.rank(2).dim(0, count).dim(1, stop_seqs.size(1));
-  Check{kStopOp, "stop_seqs_len", stop_seqs_len}.dtype<int32_t>("int32").contiguous();
-  a.pre_ids = pre_ids.data<int64_t>(), a.pre_step = pre_ids.stride(0),
-  a.pre_width = pre_ids.size(1);
-  a.seqs = stop_seqs.data<int64_t>(), a.seq_sizes = stop_seqs_len.data<int32_t>();
-  a.num = stop_seqs.size(1), a.length = stop_seqs.size(2);
-}
-
-inline void stop_lists(StopArgs& a, Tensor stop_token_ids, Tensor stop_token_ids_len,
-                       int64_t count) {
-  Check{kStopOp, "stop_token_ids", stop_token_ids}.rank(2).dim(0, count).dtype<int64_t>("int64");
-  Check{kStopOp, "stop_token_ids", stop_token_ids}.contiguous();
-  a.listed = stop_token_ids.data<int64_t>(), a.listed_width = stop_token_ids.size(1);
-  a.listed_sizes =
-      slots<int32_t>(kStopOp, "stop_token_ids_len", stop_token_ids_len, count, "int32");
-}
-
-// Vectors of at least the rows of this step.
-inline void stop_rows(StopArgs& a, Tensor topk_ids, Tensor seq_lens, int64_t count) {
-  a.n = count_slots(kStopOp, "topk_ids", topk_ids), a.tokens = topk_ids.data<int64_t>();
-  if (a.n > count)
-    fail("ValueError", kStopOp, ".topk_ids: want at most ", count, " rows (slots), have ",
-         shape_text(topk_ids));
-  Check{kStopOp, "seq_lens", seq_lens}.dtype<int32_t>("int32").contiguous().slot_count();
-  if (seq_lens.numel() < a.n)
-    fail("ValueError", kStopOp, ".seq_lens: want at least ", a.n, " elements, have ",
-         shape_text(seq_lens));
-  a.seq_lens = seq_lens.data<int32_t>();
+inline StopArgs stop_args(const StopTensors& t, bool ends_count) {
+  StopArgs a{};
+  a.n = t.topk_ids.numel(), a.tokens = t.topk_ids.data<int64_t>();
+  a.next = t.next_tokens.data<int64_t>(), a.stopped = t.stop_flags.data<bool>();
+  a.seq_lens = t.seq_lens.data<int32_t>(), a.steps = t.step_idx.data<int64_t>();
+  a.ends = {t.end_ids.data<int64_t>(), t.end_ids.numel()};
+  a.pre_ids = t.pre_ids.data<int64_t>(), a.pre_step = t.pre_ids.stride(0);
+  a.pre_width = t.pre_ids.size(1);
+  a.seqs = t.stop_seqs.data<int64_t>(), a.seq_sizes = t.stop_seqs_len.data<int32_t>();
+  a.num = t.stop_seqs.size(1), a.length = t.stop_seqs.size(2);
+  a.listed = t.stop_token_ids.data<int64_t>(), a.listed_width = t.stop_token_ids.size(1);
+  a.listed_sizes = t.stop_token_ids_len.data<int32_t>();
+  a.min_tokens = t.min_tokens.data<int64_t>(), a.max_tokens = t.max_tokens.data<int64_t>();
+  a.ends_count = ends_count, a.prefill_stop = prefill_one_step_stop();
+  return a;
 }
 
 void set_stop_value_multi_ends(Tensor topk_ids, Tensor stop_flags, Tensor seq_lens, Tensor end_ids,
@@ -141,23 +119,15 @@ void set_stop_value_multi_ends(Tensor topk_ids, Tensor stop_flags, Tensor seq_le
                                Tensor stop_seqs, Tensor stop_seqs_len, Tensor stop_token_ids,
                                Tensor stop_token_ids_len, Tensor min_tokens, Tensor max_tokens,
                                bool beam_search) {
-  StopArgs a{};
-  Check{kStopOp, "stop_flags", stop_flags}.dtype<bool>("bool").contiguous();
-  const int64_t count = Check{kStopOp, "stop_flags", stop_flags}.slot_count();
-  a.stopped = stop_flags.data<bool>();
-  stop_rows(a, topk_ids, seq_lens, count);
-  a.ends = id_list(kStopOp, "end_ids", end_ids);
-  if (a.ends.count == 0) fail("ValueError", kStopOp, ".end_ids: want at least one id, have none");
-  a.next = slots<int64_t>(kStopOp, "next_tokens", next_tokens, count, "int64");
-  a.steps = slots<int64_t>(kStopOp, "step_idx", step_idx, count, "int64");
-  a.min_tokens = slots<int64_t>(kStopOp, "min_tokens", min_tokens, count, "int64");
-  a.max_tokens = slots<int64_t>(kStopOp, "max_tokens", max_tokens, count, "int64");
-  stop_histories(a, pre_ids, stop_seqs, stop_seqs_len, count);
-  stop_lists(a, stop_token_ids, stop_token_ids_len, count);
-  a.ends_count = !beam_search, a.prefill_stop = prefill_one_step_stop();
+  const StopTensors t{topk_ids,      stop_flags,     seq_lens,           end_ids,
+                      next_tokens,   pre_ids,        step_idx,           stop_seqs,
+                      stop_seqs_len, stop_token_ids, stop_token_ids_len, min_tokens,
+                      max_tokens};
+  check_stop(kStopOp, t);
   same_device(kStopOp, topk_ids,
               {stop_flags, seq_lens, end_ids, next_tokens, pre_ids, step_idx, stop_seqs,
                stop_seqs_len, stop_token_ids, stop_token_ids_len, min_tokens, max_tokens});
+  const StopArgs a = stop_args(t, !beam_search);
   run(launch_on(kStopOp, topk_ids), set_stop_value_multi_ends_slots, slot_grid(a.n),
       dim3(kSlotThreads), 0, a);
 }

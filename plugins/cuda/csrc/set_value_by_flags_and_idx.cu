@@ -36,25 +36,19 @@ __global__ void set_value_by_flags_and_idx_slots(FlaggedSlots slots, int64_t* hi
 
 namespace fd {
 
-inline void set_value_by_flags_ids(const char* arg, const Tensor& t, int64_t batch) {
-  const Check check{"set_value_by_flags_and_idx", arg, t};
-  check.rank(2).dim(0, batch).dtype<int64_t>("int64").inner_contiguous();
-}
-
 void set_value_by_flags_and_idx(Tensor pre_ids_all, Tensor input_ids, Tensor seq_lens_this_time,
                                 Tensor seq_lens_encoder, Tensor seq_lens_decoder, Tensor step_idx,
                                 Tensor stop_flags) {
   const char* op = "set_value_by_flags_and_idx";
   Check{op, "pre_ids_all", pre_ids_all}.rank(2);
   const int64_t batch = pre_ids_all.size(0);
-  set_value_by_flags_ids("pre_ids_all", pre_ids_all, batch);
-  set_value_by_flags_ids("input_ids", input_ids, batch);
+  check_id_rows(op, "pre_ids_all", pre_ids_all, batch);
+  check_id_rows(op, "input_ids", input_ids, batch);
   lens_of(op, "seq_lens_this_time", seq_lens_this_time, batch);
-  Check{op, "step_idx", step_idx}.slots(batch).dtype<int64_t>("int64").contiguous();
-  Check{op, "stop_flags", stop_flags}.slots(batch).dtype<bool>("bool").contiguous();
   const FlaggedSlots slots{lens_of(op, "seq_lens_encoder", seq_lens_encoder, batch),
                            lens_of(op, "seq_lens_decoder", seq_lens_decoder, batch),
-                           step_idx.data<int64_t>(), stop_flags.data<bool>(), batch};
+                           per_slot<int64_t>(op, "step_idx", step_idx, batch, "int64"),
+                           per_slot<bool>(op, "stop_flags", stop_flags, batch, "bool"), batch};
   same_device(
       op, pre_ids_all,
       {input_ids, seq_lens_this_time, seq_lens_encoder, seq_lens_decoder, step_idx, stop_flags});

@@ -7,10 +7,8 @@
 namespace fd {
 
 inline void swiglu_two_inputs(Tensor x, Tensor y, Tensor out) {
-  Check{"swiglu", "y", y}.same_shape(x).same_dtype(x);
-  Check{"swiglu", "out", out}.same_shape(x).same_dtype(x);
-  const Rows a = rows_of("swiglu", "x", x), b = rows_of("swiglu", "y", y);
-  const Rows to = rows_of("swiglu", "out", out);
+  const TwoRowsInOut rows = check_two_inputs("swiglu", x, y, out);
+  const Rows a = rows.x, b = rows.y, to = rows.out;
   same_device("swiglu", x, {y, out});
   const Launch on = launch_on("swiglu", x);
   dispatch_float("swiglu", "x", x, [&](auto tag) {

@@ -44,7 +44,7 @@ namespace fd {
 
 void temperature_softmax(Tensor logits, Tensor temperature, Tensor probs) {
   const char* op = "temperature_softmax";
-  Check{op, "logits", logits}.rank(2).dtype<float>("float32").inner_contiguous();
+  check_float_rows(op, "logits", logits);
   const float* t = per_row<float>(op, "temperature", temperature, logits.size(0), "float32");
   Check{op, "probs", probs}.same_shape(logits).dtype<float>("float32").inner_contiguous();
   same_device(op, logits, {temperature, probs});

@@ -68,10 +68,7 @@ namespace fd {
 
 void top_k_renorm_probs(Tensor probs, Tensor top_k, Tensor renorm_probs) {
   const char* op = "top_k_renorm_probs";
-  Check{op, "probs", probs}.rank(2).dtype<float>("float32").inner_contiguous();
-  const int64_t* k = per_slot<int64_t>(op, "top_k", top_k, probs.size(0), "int64");
-  Check{op, "renorm_probs", renorm_probs}.same_shape(probs).dtype<float>("float32");
-  Check{op, "renorm_probs", renorm_probs}.inner_contiguous();
+  const int64_t* k = check_renormalised<int64_t>(op, probs, "top_k", top_k, "int64", renorm_probs);
   same_device(op, probs, {top_k, renorm_probs});
   if (probs.numel() == 0) return;
   check_vocab(op, "probs", probs);

@@ -158,21 +158,16 @@ namespace fd {
 void top_logprobs(Tensor logits, Tensor token_ids, int64_t k, Tensor token_logprob, Tensor rank,
                   Tensor ids, Tensor logprobs) {
   const char* op = "top_logprobs";
-  Check{op, "logits", logits}.dtype<float>("float32");
+  check_top_logprobs(op, logits, token_ids, k, token_logprob, rank, ids, logprobs);
   check_vocab(op, "logits", logits);
-  const int64_t n = logits.size(0), width = logits.size(1);
-  if (k < 0 || k > width) fail("ValueError", op, ".k: want 0..", width, ", have ", k);
-  const int64_t* tokens = per_row<int64_t>(op, "token_ids", token_ids, n, "int64");
-  Check{op, "ids", ids}.rank(2).dim(0, n).dim(1, k).dtype<int64_t>("int64").contiguous();
-  Check{op, "logprobs", logprobs}.rank(2).dim(0, n).dim(1, k).dtype<float>("float32").contiguous();
-  const TopLogprobs out{k, per_row<float>(op, "token_logprob", token_logprob, n, "float32"),
-                        per_row<int64_t>(op, "rank", rank, n, "int64"), ids.data<int64_t>(),
+  const int64_t n = logits.size(0);
+  const TopLogprobs out{k, token_logprob.data<float>(), rank.data<int64_t>(), ids.data<int64_t>(),
                         logprobs.data<float>()};
   same_device(op, logits, {token_ids, token_logprob, rank, ids, logprobs});
   if (n == 0) return;
   const Launch on = launch_on(op, logits);
   PartsJob job = parts_job(on, logits);
-  job.tokens = tokens;
+  job.tokens = token_ids.data<int64_t>();
   run_parts<true>(on, logits, job);
   run_overlapped(on, top_logprobs_rows, dim3(static_cast<unsigned>(n)), dim3(kSelectThreads), 0,
                  job, out);

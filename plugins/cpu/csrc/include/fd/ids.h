@@ -1,6 +1,6 @@
-// Index vectors and per-slot length vectors, checked before use.
+// Index vectors, checked before use.
 #pragma once
-#include "fd/check.h"
+#include "fd/checks/vectors.h"
 
 namespace fd {
 
@@ -14,10 +14,9 @@ struct Ids {
 };
 
 inline Ids ids_of(const char* op, const char* arg, const Tensor& t) {
-  Check{op, arg, t}.contiguous();
+  check_indices(op, arg, t);
   if (is<int32_t>(t)) return {t.data<int32_t>(), nullptr, t.numel()};
-  if (is<int64_t>(t)) return {nullptr, t.data<int64_t>(), t.numel()};
-  fail("TypeError", op, ".", arg, ": want dtype int32 or int64, have ", dtype_text(t));
+  return {nullptr, t.data<int64_t>(), t.numel()};
 }
 
 // Every index in [low, high); ValueError names the first one outside and its position.
@@ -28,12 +27,6 @@ inline const Ids& check_range(const char* op, const char* arg, const Ids& ids, i
       fail("ValueError", op, ".", arg, ": want indices in [", low, ", ", high, "), have ", ids[i],
            " at position ", i);
   return ids;
-}
-
-// A length vector of `slots` int32 elements, [slots] or [slots, 1].
-inline const int32_t* lens_of(const char* op, const char* arg, const Tensor& t, int64_t slots) {
-  Check{op, arg, t}.dtype<int32_t>("int32").slots(slots).contiguous();
-  return t.data<int32_t>();
 }
 
 }  // namespace fd

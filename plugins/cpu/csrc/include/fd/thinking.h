@@ -1,17 +1,10 @@
-// Checks shared by the ops that limit the length of a reasoning part.
+// Lists of ids that the ops search which limit the length of a reasoning part.
 #pragma once
 #include <algorithm>
 
-#include "fd/check.h"
+#include "fd/checks/thinking.h"
 
 namespace fd {
-
-// Per-slot vectors, [n] or [n, 1].
-template <typename T>
-T* slots(const char* op, const char* arg, Tensor t, int64_t n, const char* dtype) {
-  Check{op, arg, t}.slots(n).dtype<T>(dtype).contiguous();
-  return t.data<T>();
-}
 
 struct Ids {
   const int64_t* ids;
@@ -20,7 +13,7 @@ struct Ids {
 };
 
 inline Ids id_list(const char* op, const char* arg, Tensor t) {
-  Check{op, arg, t}.dtype<int64_t>("int64").contiguous();
+  check_list(op, arg, t);
   return {t.data<int64_t>(), t.numel()};
 }
 

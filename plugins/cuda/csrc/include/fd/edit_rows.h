@@ -1,5 +1,6 @@
 // Host side of the ops that edit logits in place, one block for each span of a row.
 #pragma once
+#include "fd/checks/logits.h"
 #include "fd/edit_rows.cuh"
 #include "fd/vocab.h"
 
@@ -18,10 +19,7 @@ dim3 edit_grid(const EditRows<T>& rows, int64_t n) {
 
 // Lists of ids per row: offsets [n + 1] into ids [m].
 inline RaggedIds ragged_ids(const char* op, Tensor logits, Tensor offsets, Tensor ids) {
-  Check{op, "logits", logits}.rank(2).inner_contiguous();
-  Check{op, "offsets", offsets}.rank(1).dim(0, logits.size(0) + 1).dtype<int32_t>("int32");
-  Check{op, "offsets", offsets}.contiguous();
-  Check{op, "ids", ids}.rank(1).dtype<int64_t>("int64").contiguous();
+  check_ragged(op, logits, offsets, ids);
   return {offsets.data<int32_t>(), ids.data<int64_t>(), ids.numel()};
 }
 

@@ -1,4 +1,4 @@
-// Index vectors and per-slot length vectors.
+// Index vectors.
 //
 // What they hold is known on the device only: kernels follow no index that leaves its tensor, and
 // leave out what it stands for. With FD_CUDA_BLOCKING=1 the host reads indices before the launch
@@ -6,22 +6,16 @@
 #pragma once
 #include <vector>
 
+#include "fd/checks/vectors.h"
 #include "fd/cuda.h"
 #include "fd/ids.cuh"
 
 namespace fd {
 
 inline Ids ids_of(const char* op, const char* arg, const Tensor& t) {
-  Check{op, arg, t}.contiguous();
+  check_indices(op, arg, t);
   if (is<int32_t>(t)) return {t.data<int32_t>(), nullptr, t.numel()};
-  if (is<int64_t>(t)) return {nullptr, t.data<int64_t>(), t.numel()};
-  fail("TypeError", op, ".", arg, ": want dtype int32 or int64, have ", dtype_text(t));
-}
-
-// A length vector of `slots` int32 elements, [slots] or [slots, 1].
-inline const int32_t* lens_of(const char* op, const char* arg, const Tensor& t, int64_t slots) {
-  Check{op, arg, t}.dtype<int32_t>("int32").slots(slots).contiguous();
-  return t.data<int32_t>();
+  return {nullptr, t.data<int64_t>(), t.numel()};
 }
 
 // Whether the host may read device memory now: wanted, and no graph is being captured.

@@ -1,29 +1,11 @@
 // Host side of the element maps.
 #pragma once
+#include "fd/checks/rows.h"
 #include "fd/cuda.h"
 #include "fd/reduce.cuh"
 #include "fd/rowwise.cuh"
 
 namespace fd {
-
-// A tensor seen as `count` rows of `width` adjacent elements, `stride` apart. Rank 2 may be a
-// column slice of a wider buffer; other ranks must be contiguous.
-struct Rows {
-  int64_t count, width, stride;
-
-  Rows joined() const { return {1, count * width, count * width}; }
-};
-
-inline Rows rows_of(const char* op, const char* arg, const Tensor& t) {
-  if (t.ndim() < 1) Check{op, arg, t}.rank(1);
-  const int64_t width = t.size(-1), count = t.numel() == 0 ? 0 : t.numel() / width;
-  if (t.ndim() == 2) {
-    Check{op, arg, t}.inner_contiguous();
-    return {count, width, t.stride(0)};
-  }
-  Check{op, arg, t}.contiguous();
-  return {count, width, width};
-}
 
 // Whether rows can be read 16 bytes at a time.
 template <typename T>
@@ -50,9 +32,10 @@ inline RowGrid row_grid(int64_t rows, int64_t width, int each) {
 // out = f(x), element by element; the whole op once `op` names it.
 template <typename F>
 void map_op(const char* op, const Tensor& x, const Tensor& out, F f) {
-  Check{op, "out", out}.same_shape(x).same_dtype(x);
-  Rows in = rows_of(op, "x", x), to = rows_of(op, "out", out);
-  if (in.stride == in.width && to.stride == to.width) in = to = in.joined();
+  const RowsInOut rows = check_map(op, x, out);
+  Rows in = rows.in, to = rows.out;
+  if (in.stride == in.width && to.stride == to.width)
+    in = to = {1, in.count * in.width, in.count * in.width};
   same_device(op, x, {out});
   const Launch on = launch_on(op, x);
   dispatch_float(op, "x", x, [&](auto tag) {
@@ -89,12 +72,8 @@ void zip_launch(const Launch& on, const T* a, int64_t a_step, const T* b, int64_
 // out[..., :I] = f(x[..., :I], x[..., I:]).
 template <typename F>
 void halves_op(const char* op, const Tensor& x, const Tensor& out, F f) {
-  const Rows in = rows_of(op, "x", x);
-  if (in.width % 2 != 0)
-    fail("ValueError", op, ".x: want an even last dimension, have ", shape_text(x));
-  Check{op, "out", out}.rank(x.ndim()).same_dtype(x).dim(-1, in.width / 2);
-  for (int i = 0; i + 1 < x.ndim(); ++i) Check{op, "out", out}.dim(i, x.size(i));
-  const Rows to = rows_of(op, "out", out);
+  const RowsInOut rows = check_halves(op, x, out);
+  const Rows in = rows.in, to = rows.out;
   same_device(op, x, {out});
   const Launch on = launch_on(op, x);
   dispatch_float(op, "x", x, [&](auto tag) {

@@ -1,5 +1,6 @@
 // Host side of the ops over rows as long as a vocabulary.
 #pragma once
+#include "fd/checks/sampling.h"
 #include "fd/vocab_parts.cuh"
 #include "fd/workspace.h"
 
@@ -8,24 +9,9 @@ namespace fd {
 // Rows of at least one entry, at most 2^31 - 2^16.
 inline void check_vocab(const char* op, const char* arg, const Tensor& rows) {
   Check{op, arg, rows}.rank(2).inner_contiguous();
-  if (rows.size(0) > 0 && rows.size(1) == 0)
-    fail("ValueError", op, ".", arg, ": want at least one column, have ", shape_text(rows));
+  check_columns(op, arg, rows);
   if (rows.size(1) > (int64_t{1} << 31) - (1 << 16))
     fail("ValueError", op, ".", arg, ": want at most 2^31 - 2^16 columns, have ", shape_text(rows));
-}
-
-// One value per row, [n].
-template <typename T>
-T* per_row(const char* op, const char* arg, const Tensor& t, int64_t n, const char* dtype) {
-  Check{op, arg, t}.rank(1).dim(0, n).dtype<T>(dtype).contiguous();
-  return t.data<T>();
-}
-
-// One value per row, [n] or [n, 1].
-template <typename T>
-T* per_slot(const char* op, const char* arg, const Tensor& t, int64_t n, const char* dtype) {
-  Check{op, arg, t}.slots(n).dtype<T>(dtype).contiguous();
-  return t.data<T>();
 }
 
 inline bool rows_aligned(const Tensor& t, size_t item) {
