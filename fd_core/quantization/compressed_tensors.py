@@ -102,6 +102,12 @@ def _differences(
     for place, holder in ((f"{name}.output_activations", group), ("kv_cache_scheme", config)):
         if holder.get(place.rpartition(".")[2]) is not None:
             yield f"{place}: want none, have {holder[place.rpartition('.')[2]]!r}"
+    # Rotations of activations at run time, and weights that are left out of the file.
+    sparse = config.get("sparsity_config") or {}
+    if config.get("transform_config"):
+        yield f"transform_config: want none, have {config['transform_config']!r}"
+    if sparse.get("format", "dense") != "dense":
+        yield f"sparsity_config.format: want 'dense', have {sparse['format']!r}"
 
 
 def _of_side(where: str, have: Any, wanted: Mapping[str, Any]) -> Iterator[str]:

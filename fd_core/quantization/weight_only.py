@@ -33,7 +33,9 @@ def _gptq(config: Mapping[str, Any]) -> dict[str, Any]:
     _want("bits", config.get("bits"), 4)
     _want("desc_act", config.get("desc_act", False), False)
     _want("dynamic", config.get("dynamic") or None, None)
-    form = config.get("checkpoint_format") or "gptq"
+    _want("pack_dtype", config.get("pack_dtype") or "int32", "int32")
+    _want("is_marlin_format", config.get("is_marlin_format", False), False)
+    form = config.get("checkpoint_format") or config.get("format") or "gptq"
     _want("checkpoint_format", form, "gptq", "gptq_v2")
     return {
         "forms": {METHOD: form},
