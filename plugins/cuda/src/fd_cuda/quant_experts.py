@@ -4,6 +4,7 @@ that both start at a tile."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fd_core.api.quant import ExpertMethod, ExpertSpec
@@ -13,7 +14,7 @@ from fd_cuda import library
 if TYPE_CHECKING:
     from fd_cuda.quant import IntegerLinear
 
-#: Stacks of a matrix, in the order in which the packer of a dense layer fills them.
+#: Stacks of a matrix, in the order of what `process_weights` returns.
 NAMES = ("codes", "scales")
 #: Matrices of an expert that a stack holds side by side.
 PARTS = {"gate_up_proj": 2, "down_proj": 1}
@@ -31,7 +32,6 @@ class PackedExperts(ExpertMethod):
     def __init__(self, method: IntegerLinear, kernel: str) -> None:
         super().__init__(method)
         self._run = library.function(kernel)
-        self._pack = library.function(method.packer)
 
     def packed_weights(self, spec: ExpertSpec) -> dict[str, TensorSpec]:
         return {
@@ -48,12 +48,13 @@ class PackedExperts(ExpertMethod):
     def pack(
         self, spec: ExpertSpec, expert: int, weights: Mapping[str, Tensor], packed: Mapping[str, Tensor]
     ) -> None:
-        for matrix in spec.matrices:
-            plain = self.method.platform.empty(weights[matrix].spec)
-            plain.copy_from(weights[matrix])
+        for matrix, linear in spec.matrices.items():
+            rows = linear.out_features // PARTS[matrix]
             stacks = [packed[f"{matrix}.{name}"].select(expert) for name in NAMES]
-            for part, places in _parts(plain, stacks, PARTS[matrix]):
-                self._pack(part, *places)
+            for i, own in enumerate(_parts(weights, matrix, rows)):
+                made = self.method.process_weights(replace(linear, out_features=rows), own)
+                for stack, tensor in zip(stacks, made, strict=True):
+                    (stack.select(i) if PARTS[matrix] > 1 else stack).copy_from(tensor)
 
     def apply(
         self,
@@ -67,11 +68,12 @@ class PackedExperts(ExpertMethod):
         self._run(x, ends, *packed.values(), spec.intermediate, out)
 
 
-def _parts(plain: Tensor, stacks: list[Tensor], number: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Each of a matrix's parts [out / number, in], with its places in an expert's stacks."""
-    if number == 1:
-        yield plain, stacks
-        return
-    rows = plain.shape[0] // number
-    for i in range(number):
-        yield plain.slice(i * rows, (i + 1) * rows), [stack.select(i) for stack in stacks]
+def _parts(weights: Mapping[str, Tensor], matrix: str, rows: int) -> Iterator[dict[str, Tensor]]:
+    """What `process_weights` takes of each `rows` outputs of a matrix."""
+    given = {name: weights[key] for name, key in _keys(matrix).items() if key in weights}
+    for first in range(0, given["weight"].shape[0], rows):
+        yield {name: tensor.slice(first, first + rows) for name, tensor in given.items()}
+
+
+def _keys(matrix: str) -> dict[str, str]:
+    return {"weight": matrix, "scale": f"{matrix}.scale", "zero": f"{matrix}.zero"}
