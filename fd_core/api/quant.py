@@ -187,7 +187,8 @@ class ExpertMethod(ABC):
         self, spec: ExpertSpec, expert: int, weights: Mapping[str, Tensor], packed: Mapping[str, Tensor]
     ) -> None:
         """Put one expert's host matrices (`ExpertSpec.matrices`, [out, in]) into its place in the stacks.
-        The inputs may be freed after."""
+        The inputs may be freed after. Where the method has a `grid`, "<matrix>.scale" and ".zero" may come
+        along, as with `process_weights`."""
 
     @abstractmethod
     def apply(

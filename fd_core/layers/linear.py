@@ -92,7 +92,7 @@ class Linear(Weighted):
         if self.spec.bias:
             self._bias = self._platform.from_host(values["bias"].numpy())
         if self._method.codes is not None:
-            weights = decoded(self._method, self.spec, self.shards, weights)
+            weights = decoded(self._method.codes, self.spec, self.shards, weights)
         take = self._method.adopt if self._method.stored else self._method.process_weights
         self._packed = take(self.spec, weights)
 

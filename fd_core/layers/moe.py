@@ -10,11 +10,20 @@ import numpy as np
 from fd_core.api import dtype as dt
 from fd_core.api.quant import ExpertSpec
 from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
+from fd_core.layers.coded import (
+    Shard,
+    coded_parameters,
+    decoded,
+    decoded_from_stacks,
+    named_for_experts,
+    stacked_parameters,
+)
 from fd_core.layers.context import ModelContext
 from fd_core.layers.norm import RMSNorm
 from fd_core.layers.residual import Residual
 from fd_core.layers.scratch import Scratch
 from fd_core.layers.weight import Parameter, Piece, Weighted, whole
+from fd_core.quantization.codes import CodeFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +69,22 @@ class Experts(Weighted):
         kinds = (context.dtype, context.activation_dtype)
         self.spec = ExpertSpec(sizes.hidden, sizes.intermediate, sizes.experts, *kinds, prefix)
         self.method = context.quant.experts(self.spec)
+        #: How the checkpoint holds codes, if it does and not as the method's own stacks.
+        self.codes: CodeFormat | None = self.method.method.codes
         self._platform = context.platform
         self._packed: Mapping[str, Tensor] | None = None
 
     def parts(self) -> list[Weighted]:
         """The stacks of a converted checkpoint, or one expert after the other."""
-        return [self] if self.method.stored else [Expert(self, e) for e in range(self.spec.experts)]
+        whole_layer = self.method.stored or (self.codes is not None and self.codes.joined)
+        return [self] if whole_layer else [Expert(self, e) for e in range(self.spec.experts)]
 
     def parameters(self) -> dict[str, Parameter]:
         if self.method.stored:
             wanted = self.method.packed_weights(self.spec)
             return {name: whole(f"{self.spec.prefix}.{name}", one) for name, one in wanted.items()}
+        if self.codes is not None:
+            return stacked_parameters(self.codes, self.spec)
         experts = [Expert(self, e).parameters() for e in range(self.spec.experts)]
         return {name: _stacked([one[name] for one in experts]) for name in MATRICES}
 
@@ -79,15 +93,19 @@ class Experts(Weighted):
             self._packed = self.method.adopt(self.spec, values)
             return
         for e in range(self.spec.experts):
-            one = {name: np.ascontiguousarray(stack.numpy()[e].T) for name, stack in values.items()}
-            self.pack(e, {name: from_numpy(matrix) for name, matrix in one.items()})
+            self.pack(e, self._one(e, values))
 
-    def pack(self, expert: int, values: Mapping[str, Tensor]) -> None:
-        """One expert's matrices [out, in]; the first one that comes makes the stacks."""
+    def _one(self, expert: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.codes is not None:
+            return decoded_from_stacks(self.codes, self.spec, expert, values)
+        one = {MATRICES[name]: stack.numpy()[expert].T for name, stack in values.items()}
+        return {name: from_numpy(np.ascontiguousarray(matrix)) for name, matrix in one.items()}
+
+    def pack(self, expert: int, weights: Mapping[str, Tensor]) -> None:
+        """One expert's matrices, as `ExpertMethod.pack` wants them; the first one makes the stacks."""
         if self._packed is None:
             wanted = self.method.packed_weights(self.spec)
             self._packed = {name: self._platform.empty(one) for name, one in wanted.items()}
-        weights = {MATRICES[name]: value for name, value in values.items()}
         self.method.pack(self.spec, expert, weights, self._packed)
 
     def __call__(self, x: Tensor, ends: Tensor, owners: Tensor, out: Tensor) -> None:
@@ -106,8 +124,14 @@ class Expert(Weighted):
         self.experts, self.index = experts, index
 
     def parameters(self) -> dict[str, Parameter]:
-        spec = self.experts.spec
+        spec, codes = self.experts.spec, self.experts.codes
         prefix, inner = f"{spec.prefix}.{self.index}", spec.intermediate
+        if codes is not None:
+            return {
+                f"{matrix}.{name}": parameter
+                for matrix, shards in self._shards().items()
+                for name, parameter in coded_parameters(codes, spec.matrices[matrix], shards).items()
+            }
         gate_up = TensorSpec((2 * inner, spec.hidden), spec.dtype)
         rows = {"gate_proj": slice(0, inner), "up_proj": slice(inner, 2 * inner)}
         half = (inner, spec.hidden)
@@ -118,8 +142,24 @@ class Expert(Weighted):
             "down": whole(f"{prefix}.down_proj.weight", down, linear=True),
         }
 
+    def _shards(self) -> dict[str, list[Shard]]:
+        """The checkpoint's matrices that are rows of one."""
+        spec = self.experts.spec
+        prefix, inner = f"{spec.prefix}.{self.index}", spec.intermediate
+        halves = [(f"{prefix}.{name}", inner) for name in ("gate_proj", "up_proj")]
+        return {"gate_up_proj": halves, "down_proj": [(f"{prefix}.down_proj", spec.hidden)]}
+
     def load(self, values: Mapping[str, Tensor]) -> None:
-        self.experts.pack(self.index, values)
+        codes = self.experts.codes
+        if codes is None:
+            self.experts.pack(self.index, {MATRICES[name]: value for name, value in values.items()})
+            return
+        weights: dict[str, Tensor] = {}
+        for matrix, shards in self._shards().items():
+            own = {n.removeprefix(f"{matrix}."): v for n, v in values.items() if n.startswith(f"{matrix}.")}
+            given = decoded(codes, self.experts.spec.matrices[matrix], shards, own)
+            weights |= named_for_experts(matrix, given)
+        self.experts.pack(self.index, weights)
 
 
 def _stacked(experts: Sequence[Parameter]) -> Parameter:

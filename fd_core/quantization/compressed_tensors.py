@@ -62,7 +62,8 @@ def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise ValueError(difference)
     found = {**config, "is_quantized": True}
     if scheme.form:
-        found.update(forms={scheme.method: scheme.form}, lm_head=scheme.method)
+        found.update(dict.fromkeys(("lm_head", "moe_quant_type"), scheme.method))
+        found["forms"] = {scheme.method: scheme.form}
     if scheme is W4A16:
         weights = group["weights"]
         whole = weights.get("strategy") == "channel"

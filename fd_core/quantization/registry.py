@@ -55,10 +55,6 @@ class QuantChooser:
             fix = f'say "moe_quant_type": "{UNQUANTIZED}" in the JSON object of the quantization'
             subject = f"quantisation {method.name}: {spec.prefix}"
             verdict &= Verdict.no(ReasonCode.FEATURE, subject, "expert weights", "dense layers only", fix)
-        elif method.codes is not None:
-            fix = f"convert the checkpoint with --experts {UNQUANTIZED}, or load the 16-bit one"
-            subject, have = f"quantisation {method.name}: {spec.prefix}", f"form {method.codes.name}"
-            verdict &= Verdict.no(ReasonCode.FEATURE, subject, "experts in a form of its own", have, fix)
         if found is None or not verdict.ok:
             raise UnsupportedOpError(f"quantization {method.name!r}: {spec.prefix}: {verdict}", verdict)
         return found

@@ -15,7 +15,7 @@ def described(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]
     """The method and its options; ValueError says the first thing that is not read, as "want ..., have
     ..."."""
     found = _awq(config) if name == "awq" else _gptq(config)
-    return METHOD, {**config, "is_quantized": True, **found}
+    return METHOD, {**config, "is_quantized": True, "moe_quant_type": METHOD, **found}
 
 
 def _awq(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_descriptions(
     assert parsed.options["forms"] == {name: form}
     assert (parsed.options.get("group_size"), parsed.options.get("zero_point")) == (group, zero_point)
     assert parsed.name_for("lm_head") == head
-    assert parsed.name_for_experts("model.layers.0.mlp.experts") == "none"
+    assert parsed.name_for_experts("model.layers.0.mlp.experts") == name
     assert parsed.name_for_table("model.embed_tokens") == "none"
 
 

@@ -23,8 +23,8 @@ class PanelExperts(ExpertMethod):
         """Those of one expert's matrix, by parameter name."""
 
     @abstractmethod
-    def pack_matrix(self, linear: LinearSpec, weight: Tensor, to: dict[str, Tensor]) -> None:
-        """Fill `tensors` from a plain matrix."""
+    def pack_matrix(self, linear: LinearSpec, weights: Mapping[str, Tensor], to: dict[str, Tensor]) -> None:
+        """Fill `tensors` from a plain "weight", and "scale" and "zero" if it lies on the method's grid."""
 
     def packed_weights(self, spec: ExpertSpec) -> dict[str, TensorSpec]:
         return {
@@ -38,7 +38,9 @@ class PanelExperts(ExpertMethod):
     ) -> None:
         for matrix, linear in spec.matrices.items():
             to = {name: packed[f"{matrix}.{name}"].select(expert) for name in self.tensors(linear)}
-            self.pack_matrix(linear, weights[matrix], to)
+            given = {"weight": weights[matrix]}
+            given |= {n: weights[f"{matrix}.{n}"] for n in ("scale", "zero") if f"{matrix}.{n}" in weights}
+            self.pack_matrix(linear, given, to)
 
     def apply(
         self,
@@ -58,8 +60,8 @@ class IntegerExperts(PanelExperts):
     def tensors(self, linear: LinearSpec) -> dict[str, TensorSpec]:
         return self.method.stored_weights(linear)
 
-    def pack_matrix(self, linear: LinearSpec, weight: Tensor, to: dict[str, Tensor]) -> None:
-        packed = self.method.process_weights(linear, {"weight": weight})
+    def pack_matrix(self, linear: LinearSpec, weights: Mapping[str, Tensor], to: dict[str, Tensor]) -> None:
+        packed = self.method.process_weights(linear, weights)
         for name, tensor in self.method.store(linear, packed).items():
             to[name].copy_from(tensor)
 

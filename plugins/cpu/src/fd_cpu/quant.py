@@ -68,5 +68,5 @@ class PackedExperts(PanelExperts):
     def tensors(self, linear: LinearSpec) -> dict[str, TensorSpec]:
         return {"weight": packed_spec(TensorSpec((linear.out_features, linear.in_features), linear.dtype))}
 
-    def pack_matrix(self, linear: LinearSpec, weight: Tensor, to: dict[str, Tensor]) -> None:
-        library.pack_linear_weight(weight, to["weight"])
+    def pack_matrix(self, linear: LinearSpec, weights: Mapping[str, Tensor], to: dict[str, Tensor]) -> None:
+        library.pack_linear_weight(weights["weight"], to["weight"])
