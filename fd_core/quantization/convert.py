@@ -36,7 +36,7 @@ from fd_core.quantization.config import EXPERTS, HEAD, TABLE, UNQUANTIZED, Quant
 from fd_core.quantization.convert_experts import ConvertedExperts, Write
 from fd_core.quantization.registry import QuantChooser
 from fd_core.quantization.rounding import Moments
-from fd_core.quantization.stored_codes import storable
+from fd_core.quantization.stored_codes import storable, storable_experts
 from fd_core.quantization.unquantized import Unquantized
 
 #: Options of methods that say how weights are stored.
@@ -214,13 +214,7 @@ class _Watching:
         return WatchedTable(self._plain(spec), storable(target)) if target is not None else None
 
     def experts(self, spec: ExpertSpec) -> ExpertMethod:
-        target, plain = self._targets.experts(spec), self._plain.experts(spec)
-        if not target.method.form and target.method.name != UNQUANTIZED:
-            fix = f"fd quantize --experts {UNQUANTIZED}, or another --platform"
-            raise QuantError(
-                f"quantization {target.method.name!r}: {spec.prefix}: want experts with a stored form, "
-                f"have none on this platform; fix: {fix}"
-            )
+        target, plain = storable_experts(self._targets.experts(spec)), self._plain.experts(spec)
         return ConvertedExperts(plain, target, self._write, self._runs) if target.method.form else plain
 
 

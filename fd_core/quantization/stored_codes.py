@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fd_core.api.device import DeviceInfo
-from fd_core.api.quant import Grid, LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertMethod, ExpertSpec, Grid, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec, from_numpy
 from fd_core.api.verdict import Verdict
 from fd_core.quantization.codes import Codes, parts_of, rounded_codes
@@ -32,6 +32,12 @@ def storable(method: QuantMethod) -> QuantMethod:
             "fix: load the 16-bit checkpoint with this method"
         )
     return StoredCodes(method, grid)
+
+
+def storable_experts(experts: ExpertMethod) -> ExpertMethod:
+    """The same for experts."""
+    method = storable(experts.method)
+    return StoredExperts(method) if isinstance(method, StoredCodes) else experts
 
 
 def panels_for(grid: Grid) -> Panels:
@@ -72,21 +78,30 @@ class StoredCodes(QuantMethod):
 
     def process_weights(self, spec: LinearSpec, weights: Mapping[str, Tensor]) -> Any:
         """(codes, what `inner` packs of them, if it has lookups)."""
-        given = {name: np.asarray(tensor.numpy(), np.float32) for name, tensor in weights.items()}
-        if "scale" not in given:
-            given.update(nearest_steps(given["weight"], self._grid))
-        codes = rounded_codes(given["weight"], given["scale"], given.get("zero"), self._grid)
+        codes = self.codes_of({name: tensor.numpy() for name, tensor in weights.items()})
         if not self.has_lookup:
             return codes, None
-        given["weight"] = codes.weight(self._grid.group)
+        given = {"weight": codes.weight(self._grid.group), "scale": codes.scale}
+        if codes.zero is not None:
+            given["zero"] = codes.zero.astype(np.float32)
         host = {name: from_numpy(np.ascontiguousarray(array)) for name, array in given.items()}
         return codes, self._inner.process_weights(spec, host)
+
+    def codes_of(self, given: Mapping[str, Array]) -> Codes:
+        """Of a weight, to the nearest where no scales come with it."""
+        wide = {name: np.asarray(array, np.float32) for name, array in given.items()}
+        if "scale" not in wide:
+            wide.update(nearest_steps(wide["weight"], self._grid))
+        return rounded_codes(wide["weight"], wide["scale"], wide.get("zero"), self._grid)
 
     def stored_weights(self, spec: LinearSpec) -> dict[str, TensorSpec]:
         return self._panels.tensors(spec.out_features, spec.in_features)
 
     def store(self, spec: LinearSpec, packed: Any) -> dict[str, Tensor]:
-        codes: Codes = packed[0]
+        return self.encoded(packed[0])
+
+    def encoded(self, codes: Codes) -> dict[str, Tensor]:
+        """The tensors of `stored_weights`."""
         return {name: from_numpy(array) for name, array in self._panels.encode(codes).items()}
 
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
@@ -94,6 +109,30 @@ class StoredCodes(QuantMethod):
 
     def lookup(self, ids: Tensor, packed: Any, out: Tensor) -> None:
         self._inner.lookup(ids, packed[1], out)
+
+
+class StoredExperts(ExpertMethod):
+    """Experts under conversion: each matrix as `method` stores it."""
+
+    method: StoredCodes
+
+    def packed_weights(self, spec: ExpertSpec) -> dict[str, TensorSpec]:
+        return {
+            f"{matrix}.{name}": TensorSpec((spec.experts, *one.shape), one.dtype)
+            for matrix, linear in spec.matrices.items()
+            for name, one in self.method.stored_weights(linear).items()
+        }
+
+    def pack(
+        self, spec: ExpertSpec, expert: int, weights: Mapping[str, Tensor], packed: Mapping[str, Tensor]
+    ) -> None:
+        for matrix in spec.matrices:
+            codes = self.method.codes_of({"weight": weights[matrix].numpy()})
+            for name, tensor in self.method.encoded(codes).items():
+                packed[f"{matrix}.{name}"].select(expert).copy_from(tensor)
+
+    def apply(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("run by plain experts while they are converted")
 
 
 def nearest_steps(weight: Array, grid: Grid) -> dict[str, Array]:

