@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "fd/checks/tokens.h"
 #include "fd/ids.h"
 #include "fd/rowwise.h"
 
@@ -20,11 +21,8 @@ void copy_row(const W* from, int64_t n, T* to) {
 }  // namespace
 
 void embedding(Tensor ids, Tensor weight, Tensor out) {
-  Check{"embedding", "ids", ids}.rank(1);
-  Check{"embedding", "weight", weight}.rank(2).inner_contiguous();
-  const int64_t hidden = weight.size(1), ws = weight.stride(0);
-  Check{"embedding", "out", out}.rank(2).dim(0, ids.size(0)).dim(1, hidden).inner_contiguous();
-  const int64_t os = out.stride(0);
+  check_embedding("embedding", ids, weight, out);
+  const int64_t hidden = weight.size(1), ws = weight.stride(0), os = out.stride(0);
   const Ids wanted = ids_of("embedding", "ids", ids);
   dispatch_float("embedding", "weight", weight, [&](auto weight_tag) {
     dispatch_float("embedding", "out", out, [&](auto tag) {

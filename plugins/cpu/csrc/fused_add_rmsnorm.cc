@@ -22,12 +22,7 @@ float add_row(const T* x, T* residual, int64_t n) {
 }  // namespace
 
 void fused_add_rmsnorm(Tensor x, Tensor residual, Tensor weight, double eps) {
-  Check{"fused_add_rmsnorm", "x", x}.rank(2).inner_contiguous();
-  Check{"fused_add_rmsnorm", "residual", residual}.same_shape(x).same_dtype(x).inner_contiguous();
-  check_weight("fused_add_rmsnorm", "weight", weight, x, x.size(1));
-  check_eps("fused_add_rmsnorm", eps);
-  if (x.numel() > 0 && x.data<char>() == residual.data<char>())
-    fail("ValueError", "fused_add_rmsnorm.residual: want memory of its own, have x's");
+  check_fused_add("fused_add_rmsnorm", x, residual, weight, eps);
   dispatch_norm("fused_add_rmsnorm", x, weight, [&](auto tag, auto weight_tag) {
     using T = decltype(tag);
     const int64_t hidden = x.size(1), xs = x.stride(0), rs = residual.stride(0);

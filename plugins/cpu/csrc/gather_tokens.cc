@@ -1,5 +1,6 @@
 #include <limits>
 
+#include "fd/checks/tokens.h"
 #include "fd/ids.h"
 #include "fd/parallel.h"
 #include "fd/rowcopy.h"
@@ -8,10 +9,8 @@ namespace fd {
 
 void gather_tokens(Tensor src, Tensor indices, Tensor out) {
   const ByteRows from = byte_rows("gather_tokens", "src", src);
-  Check{"gather_tokens", "indices", indices}.rank(1);
+  check_gather("gather_tokens", src, indices, out);
   const Ids wanted = ids_of("gather_tokens", "indices", indices);
-  Check{"gather_tokens", "out", out}.rank(src.ndim()).dim(0, wanted.count).same_dtype(src);
-  for (int i = 1; i < src.ndim(); ++i) Check{"gather_tokens", "out", out}.dim(i, src.size(i));
   const ByteRows to = byte_rows("gather_tokens", "out", out);
   constexpr int64_t kAnyNegative = std::numeric_limits<int64_t>::min();
   check_range("gather_tokens", "indices", wanted, kAnyNegative, src.size(0));

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "fd/checks/tokens.h"
 #include "fd/ids.h"
 #include "fd/math.h"
 #include "fd/rowwise.h"
@@ -10,16 +11,10 @@ constexpr const char* kOp = "group_swiglu_with_masked";
 }  // namespace
 
 void group_swiglu_with_masked(Tensor x, Tensor token_nums_per_expert, Tensor out) {
-  Check{kOp, "x", x}.rank(3).contiguous();
+  check_masked_halves(kOp, x, token_nums_per_expert, out);
   const int64_t experts = x.size(0), capacity = x.size(1), width = x.size(2) / 2;
-  if (x.size(2) % 2 != 0)
-    fail("ValueError", kOp, ".x: want an even last dimension, have ", shape_text(x));
-  const char* counts_name = "token_nums_per_expert";
-  Check{kOp, counts_name, token_nums_per_expert}.rank(1).dim(0, experts);
-  const Ids counts = ids_of(kOp, counts_name, token_nums_per_expert);
-  check_range(kOp, counts_name, counts, 0, capacity + 1);
-  Check{kOp, "out", out}.rank(3).dim(0, experts).dim(1, capacity).dim(2, width);
-  Check{kOp, "out", out}.same_dtype(x).contiguous();
+  const Ids counts = ids_of(kOp, "token_nums_per_expert", token_nums_per_expert);
+  check_range(kOp, "token_nums_per_expert", counts, 0, capacity + 1);
   dispatch_float(kOp, "x", x, [&](auto tag) {
     using T = decltype(tag);
     const T* px = x.data<T>();

@@ -41,11 +41,7 @@ void row(const T* x, const W* weight, const W* bias, float eps, int64_t n, T* ou
 }  // namespace
 
 void layer_norm(Tensor x, Tensor weight, OptTensor bias, double eps, Tensor out) {
-  Check{"layer_norm", "x", x}.rank(2).inner_contiguous();
-  check_weight("layer_norm", "weight", weight, x, x.size(1));
-  if (bias) Check{"layer_norm", "bias", bias}.same_shape(weight).same_dtype(weight).contiguous();
-  Check{"layer_norm", "out", out}.same_shape(x).same_dtype(x).inner_contiguous();
-  check_eps("layer_norm", eps);
+  check_layer_norm("layer_norm", x, weight, bias, eps, out);
   dispatch_norm("layer_norm", x, weight, [&](auto tag, auto weight_tag) {
     using T = decltype(tag);
     using W = decltype(weight_tag);

@@ -1,4 +1,4 @@
-#include "fd/ids.h"
+#include "fd/checks/tokens.h"
 #include "fd/rowcopy.h"
 
 namespace fd {
@@ -6,8 +6,7 @@ namespace {
 
 constexpr const char* kOp = "merge_prefill_decode_output";
 
-struct Slots {
-  const int32_t *encoder, *decoder, *this_time, *cu;
+struct Slots : MergeSlots {
   bool decodes(int64_t b) const { return encoder[b] == 0 && decoder[b] > 0; }
 };
 
@@ -15,9 +14,9 @@ void check_slot(const Slots& s, int64_t b, int64_t tokens, int64_t max_token) {
   if (s.this_time[b] > max_token || s.this_time[b] < 0)
     fail("ValueError", kOp, ".max_token: want at least the tokens of every decode slot, have ",
          max_token, " for ", s.this_time[b], " tokens of slot ", b);
-  if (s.cu[b] < 0 || int64_t{s.cu[b]} + s.this_time[b] > tokens)
+  if (s.starts[b] < 0 || int64_t{s.starts[b]} + s.this_time[b] > tokens)
     fail("ValueError", kOp, ".cu_seq_q: want rows in [0, ", tokens, "), have ", s.this_time[b],
-         " rows from ", s.cu[b], " for slot ", b);
+         " rows from ", s.starts[b], " for slot ", b);
 }
 
 }  // namespace
@@ -26,21 +25,15 @@ void merge_prefill_decode_output(Tensor encoder_res, Tensor decoder_res, Tensor 
                                  Tensor seq_lens_decoder, Tensor seq_lens_this_time,
                                  Tensor cu_seq_q, int64_t head_num, int64_t head_dim,
                                  int64_t max_token) {
-  Check{kOp, "encoder_res", encoder_res}.rank(2).dim(1, head_num * head_dim);
-  dispatch_float(kOp, "encoder_res", encoder_res, [](auto) {});
-  Check{kOp, "decoder_res", decoder_res}.same_shape(encoder_res).same_dtype(encoder_res);
-  const int64_t batch = Check{kOp, "seq_lens_encoder", seq_lens_encoder}.slot_count();
-  const Slots slots{lens_of(kOp, "seq_lens_encoder", seq_lens_encoder, batch),
-                    lens_of(kOp, "seq_lens_decoder", seq_lens_decoder, batch),
-                    lens_of(kOp, "seq_lens_this_time", seq_lens_this_time, batch),
-                    lens_of(kOp, "cu_seq_q", cu_seq_q, batch + 1)};
+  const Slots slots{check_merge(kOp, encoder_res, decoder_res, seq_lens_encoder, seq_lens_decoder,
+                                seq_lens_this_time, cu_seq_q, head_num * head_dim)};
   const ByteRows to = byte_rows(kOp, "encoder_res", encoder_res);
   const ByteRows from = byte_rows(kOp, "decoder_res", decoder_res);
-  for (int64_t b = 0; b < batch; ++b)
+  for (int64_t b = 0; b < slots.count; ++b)
     if (slots.decodes(b)) check_slot(slots, b, to.count, max_token);
-  for (int64_t b = 0; b < batch; ++b)
+  for (int64_t b = 0; b < slots.count; ++b)
     for (int64_t i = 0; slots.decodes(b) && i < slots.this_time[b]; ++i)
-      to.copy_from(slots.cu[b] + i, from, slots.cu[b] + i);
+      to.copy_from(slots.starts[b] + i, from, slots.starts[b] + i);
 }
 
 FD_EXPORT(merge_prefill_decode_output)

@@ -1,6 +1,6 @@
 #include <vector>
 
-#include "fd/ids.h"
+#include "fd/checks/tokens.h"
 #include "fd/rowcopy.h"
 
 namespace fd {
@@ -59,12 +59,7 @@ std::vector<Pick> picks(const Batch& batch, const OptTensor& offsets) {
     for (int64_t b = 0; b < rows; ++b) chosen.push_back(last_of_slot(batch, b));
     return chosen;
   }
-  Check{kOp, "output_padding_offset", offsets}.rank(1).dtype<int32_t>("int32").contiguous();
-  if (offsets.size(0) < rows)
-    fail("ValueError", kOp, ".output_padding_offset: want at least ", rows, " offsets, have ",
-         offsets.size(0));
-  if (batch.max_input_length <= 0)
-    fail("ValueError", kOp, ".max_input_length: want > 0, have ", batch.max_input_length);
+  check_rebuild_offsets(kOp, offsets, rows, batch.max_input_length);
   for (int64_t r = 0; r < rows; ++r)
     chosen.push_back(by_offset(batch, r, offsets.data<int32_t>()[r]));
   return chosen;
@@ -74,9 +69,7 @@ std::vector<Pick> picks(const Batch& batch, const OptTensor& offsets) {
 bool wants_first_token(const OptTensor& offsets, bool enable_logprob, const OptTensor& first,
                        const Tensor& tmp_out, int64_t slots) {
   if (!enable_logprob || !offsets) return false;
-  if (!first) fail("ValueError", kOp, ".first_token_out: want it with enable_logprob, have None");
-  Check{kOp, "first_token_out", first}.rank(2).dim(0, slots).dim(1, tmp_out.size(1));
-  Check{kOp, "first_token_out", first}.same_dtype(tmp_out).inner_contiguous();
+  check_first_token(kOp, first, tmp_out, slots);
   return true;
 }
 

@@ -4,10 +4,7 @@
 namespace fd {
 
 void rms_norm(Tensor x, Tensor weight, double eps, Tensor out) {
-  Check{"rms_norm", "x", x}.rank(2).inner_contiguous();
-  check_weight("rms_norm", "weight", weight, x, x.size(1));
-  Check{"rms_norm", "out", out}.same_shape(x).same_dtype(x).inner_contiguous();
-  check_eps("rms_norm", eps);
+  check_rms_norm("rms_norm", x, weight, eps, out);
   dispatch_norm("rms_norm", x, weight, [&](auto tag, auto weight_tag) {
     using T = decltype(tag);
     const int64_t hidden = x.size(1), xs = x.stride(0), os = out.stride(0);

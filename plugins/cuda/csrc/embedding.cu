@@ -33,6 +33,7 @@ __global__ void embedding_rows(Ids ids, const W* table, int64_t table_step, int6
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/tokens.h"
 #include "fd/ids.h"
 #include "fd/rowmove.h"
 #include "fd/rowwise.h"
@@ -64,9 +65,7 @@ inline void embedding_copy(const Launch& on, const Ids& ids, Tensor weight, Tens
 
 void embedding(Tensor ids, Tensor weight, Tensor out) {
   const char* op = "embedding";
-  Check{op, "ids", ids}.rank(1);
-  Check{op, "weight", weight}.rank(2).inner_contiguous();
-  Check{op, "out", out}.rank(2).dim(0, ids.size(0)).dim(1, weight.size(1)).inner_contiguous();
+  check_embedding(op, ids, weight, out);
   const Ids wanted = ids_of(op, "ids", ids);
   same_device(op, weight, {ids, out});
   const Launch on = launch_on(op, weight);

@@ -84,12 +84,7 @@ void fused_add_rmsnorm_launch(const Launch& on, Tensor x, Tensor residual, Tenso
 
 void fused_add_rmsnorm(Tensor x, Tensor residual, Tensor weight, double eps) {
   const char* op = "fused_add_rmsnorm";
-  Check{op, "x", x}.rank(2).inner_contiguous();
-  Check{op, "residual", residual}.same_shape(x).same_dtype(x).inner_contiguous();
-  check_weight(op, "weight", weight, x, x.size(1));
-  check_eps(op, eps);
-  if (x.numel() > 0 && x.data<char>() == residual.data<char>())
-    fail("ValueError", op, ".residual: want memory of its own, have x's");
+  check_fused_add(op, x, residual, weight, eps);
   same_device(op, x, {residual, weight});
   const Launch on = launch_on(op, x);
   dispatch_norm(op, x, weight, [&](auto tag, auto weight_tag) {

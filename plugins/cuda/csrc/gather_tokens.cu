@@ -20,6 +20,7 @@ struct GatherTokens {
 #ifndef __CUDACC_RTC__
 #include <limits>
 
+#include "fd/checks/tokens.h"
 #include "fd/ids.h"
 #include "fd/rowmove.h"
 
@@ -28,10 +29,8 @@ namespace fd {
 void gather_tokens(Tensor src, Tensor indices, Tensor out) {
   const char* op = "gather_tokens";
   const ByteRows from = byte_rows(op, "src", src);
-  Check{op, "indices", indices}.rank(1);
+  check_gather(op, src, indices, out);
   const Ids wanted = ids_of(op, "indices", indices);
-  Check{op, "out", out}.rank(src.ndim()).dim(0, wanted.count).same_dtype(src);
-  for (int i = 1; i < src.ndim(); ++i) Check{op, "out", out}.dim(i, src.size(i));
   const ByteRows to = byte_rows(op, "out", out);
   same_device(op, src, {indices, out});
   const Launch on = launch_on(op, src);

@@ -47,46 +47,23 @@ __global__ void get_padding_offset_slots(PaddingOffset all) {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
-#include "fd/ids.h"
+#include "fd/checks/tokens.h"
+#include "fd/cuda.h"
 
 namespace fd {
-
-inline PaddingOffset padding_offset_inputs(const Tensor& input_ids, const Tensor& seq_len,
-                                           const OptTensor& draft_tokens,
-                                           const OptTensor& seq_lens_encoder,
-                                           const OptTensor& seq_lens_decoder) {
-  const char* op = "get_padding_offset";
-  Check{op, "input_ids", input_ids}.rank(2).dtype<int64_t>("int64").contiguous();
-  PaddingOffset all{};
-  const int64_t slots = all.slots = input_ids.size(0);
-  all.input_ids = input_ids.data<int64_t>(), all.input_width = input_ids.size(1);
-  all.seq_len = lens_of(op, "seq_len", seq_len, slots);
-  if (seq_lens_encoder) all.encoder = lens_of(op, "seq_lens_encoder", seq_lens_encoder, slots);
-  if (seq_lens_decoder) all.decoder = lens_of(op, "seq_lens_decoder", seq_lens_decoder, slots);
-  if (!draft_tokens) return all;
-  if (!seq_lens_encoder)
-    fail("ValueError", op, ".seq_lens_encoder: want it together with draft_tokens, have None");
-  const Check drafts{op, "draft_tokens", draft_tokens};
-  drafts.rank(2).dim(0, slots).dtype<int64_t>("int64").contiguous();
-  all.draft_tokens = draft_tokens.data<int64_t>(), all.draft_width = draft_tokens.size(1);
-  return all;
-}
 
 void get_padding_offset(Tensor input_ids, Tensor seq_len, OptTensor draft_tokens,
                         OptTensor seq_lens_encoder, OptTensor seq_lens_decoder,
                         int64_t cpu_token_num, Tensor x_remove_padding, Tensor batch_id_per_token,
                         Tensor cu_seqlens_q, Tensor cu_seqlens_k) {
   const char* op = "get_padding_offset";
-  PaddingOffset all =
-      padding_offset_inputs(input_ids, seq_len, draft_tokens, seq_lens_encoder, seq_lens_decoder);
-  const Check x{op, "x_remove_padding", x_remove_padding};
-  x.rank(1).dim(0, cpu_token_num).dtype<int64_t>("int64").contiguous();
-  all.x = x_remove_padding.data<int64_t>(), all.room = cpu_token_num;
-  lens_of(op, "batch_id_per_token", batch_id_per_token, cpu_token_num);
-  lens_of(op, "cu_seqlens_q", cu_seqlens_q, all.slots + 1);
-  lens_of(op, "cu_seqlens_k", cu_seqlens_k, all.slots + 1);
-  all.owner = batch_id_per_token.data<int32_t>();
-  all.cu_q = cu_seqlens_q.data<int32_t>(), all.cu_k = cu_seqlens_k.data<int32_t>();
+  const PaddingInputs in = check_padding_inputs(op, input_ids, seq_len, draft_tokens,
+                                                seq_lens_encoder, seq_lens_decoder);
+  const PaddingOutputs to = check_padding_outputs(op, in.slots, cpu_token_num, x_remove_padding,
+                                                  batch_id_per_token, cu_seqlens_q, cu_seqlens_k);
+  const PaddingOffset all{in.input_ids,   in.draft_tokens, in.seq_len, in.encoder,    in.decoder,
+                          in.input_width, in.draft_width,  in.slots,   cpu_token_num, to.x,
+                          to.owner,       to.cu_q,         to.cu_k};
   same_device(op, input_ids,
               {seq_len, draft_tokens, seq_lens_encoder, seq_lens_decoder, x_remove_padding,
                batch_id_per_token, cu_seqlens_q, cu_seqlens_k});

@@ -27,6 +27,7 @@ __global__ void group_swiglu_with_masked_rows(const T* x, Ids counts, int64_t ca
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/tokens.h"
 #include "fd/ids.h"
 #include "fd/rowwise.h"
 
@@ -49,14 +50,9 @@ void group_swiglu_with_masked_launch(const Launch& on, Tensor x, const Ids& coun
 
 void group_swiglu_with_masked(Tensor x, Tensor token_nums_per_expert, Tensor out) {
   const char *op = "group_swiglu_with_masked", *counts_name = "token_nums_per_expert";
-  Check{op, "x", x}.rank(3).contiguous();
-  const int64_t experts = x.size(0), capacity = x.size(1);
-  if (x.size(2) % 2 != 0)
-    fail("ValueError", op, ".x: want an even last dimension, have ", shape_text(x));
-  Check{op, counts_name, token_nums_per_expert}.rank(1).dim(0, experts);
+  check_masked_halves(op, x, token_nums_per_expert, out);
+  const int64_t capacity = x.size(1);
   const Ids counts = ids_of(op, counts_name, token_nums_per_expert);
-  Check{op, "out", out}.rank(3).dim(0, experts).dim(1, capacity).dim(2, x.size(2) / 2);
-  Check{op, "out", out}.same_dtype(x).contiguous();
   same_device(op, x, {token_nums_per_expert, out});
   const Launch on = launch_on(op, x);
   dispatch_float(op, "x", x, [&](auto tag) {

@@ -95,11 +95,7 @@ void layer_norm_launch(const Launch& on, Tensor x, Tensor weight, OptTensor bias
 
 void layer_norm(Tensor x, Tensor weight, OptTensor bias, double eps, Tensor out) {
   const char* op = "layer_norm";
-  Check{op, "x", x}.rank(2).inner_contiguous();
-  check_weight(op, "weight", weight, x, x.size(1));
-  if (bias) Check{op, "bias", bias}.same_shape(weight).same_dtype(weight).contiguous();
-  Check{op, "out", out}.same_shape(x).same_dtype(x).inner_contiguous();
-  check_eps(op, eps);
+  check_layer_norm(op, x, weight, bias, eps, out);
   same_device(op, x, {weight, bias, out});
   const Launch on = launch_on(op, x);
   dispatch_norm(op, x, weight, [&](auto tag, auto weight_tag) {

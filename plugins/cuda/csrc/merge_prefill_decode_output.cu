@@ -20,7 +20,7 @@ struct MergePrefillDecodeOutput {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
-#include "fd/ids.h"
+#include "fd/checks/tokens.h"
 #include "fd/rowmove.h"
 
 namespace fd {
@@ -30,21 +30,19 @@ void merge_prefill_decode_output(Tensor encoder_res, Tensor decoder_res, Tensor 
                                  Tensor cu_seq_q, int64_t head_num, int64_t head_dim,
                                  int64_t max_token) {
   const char* op = "merge_prefill_decode_output";
-  Check{op, "encoder_res", encoder_res}.rank(2).dim(1, head_num * head_dim);
-  dispatch_float(op, "encoder_res", encoder_res, [](auto) {});
-  Check{op, "decoder_res", decoder_res}.same_shape(encoder_res).same_dtype(encoder_res);
-  const int64_t batch = Check{op, "seq_lens_encoder", seq_lens_encoder}.slot_count();
+  const MergeSlots s = check_merge(op, encoder_res, decoder_res, seq_lens_encoder, seq_lens_decoder,
+                                   seq_lens_this_time, cu_seq_q, head_num * head_dim);
   const MergePrefillDecodeOutput map{byte_rows(op, "decoder_res", decoder_res),
                                      byte_rows(op, "encoder_res", encoder_res),
-                                     lens_of(op, "seq_lens_encoder", seq_lens_encoder, batch),
-                                     lens_of(op, "seq_lens_decoder", seq_lens_decoder, batch),
-                                     lens_of(op, "seq_lens_this_time", seq_lens_this_time, batch),
-                                     lens_of(op, "cu_seq_q", cu_seq_q, batch + 1),
+                                     s.encoder,
+                                     s.decoder,
+                                     s.this_time,
+                                     s.starts,
                                      max_token};
   if (max_token < 0) fail("ValueError", op, ".max_token: want >= 0, have ", max_token);
   same_device(op, encoder_res,
               {decoder_res, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time, cu_seq_q});
-  move_all(launch_on(op, encoder_res), map, batch * max_token, map.to.bytes, {map.from, map.to});
+  move_all(launch_on(op, encoder_res), map, s.count * max_token, map.to.bytes, {map.from, map.to});
 }
 FD_EXPORT(merge_prefill_decode_output)
 

@@ -33,35 +33,10 @@ struct RebuildPadding {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
-#include "fd/ids.h"
+#include "fd/checks/tokens.h"
 #include "fd/rowmove.h"
 
 namespace fd {
-
-inline void rebuild_padding_offsets(const OptTensor& offsets, int64_t slots, int64_t num_rows,
-                                    int64_t max_input_length) {
-  const char* op = "rebuild_padding";
-  if (!offsets) {
-    if (num_rows != slots) fail("ValueError", op, ".num_rows: want ", slots, ", have ", num_rows);
-    return;
-  }
-  Check{op, "output_padding_offset", offsets}.rank(1).dtype<int32_t>("int32").contiguous();
-  if (offsets.size(0) < num_rows)
-    fail("ValueError", op, ".output_padding_offset: want at least ", num_rows, " offsets, have ",
-         offsets.size(0));
-  if (max_input_length <= 0)
-    fail("ValueError", op, ".max_input_length: want > 0, have ", max_input_length);
-}
-
-// first_token_out is written only with offsets, as in the source.
-inline ByteRows rebuild_padding_first(const OptTensor& first, const Tensor& tmp_out,
-                                      int64_t slots) {
-  const char* op = "rebuild_padding";
-  if (!first) fail("ValueError", op, ".first_token_out: want it with enable_logprob, have None");
-  Check{op, "first_token_out", first}.rank(2).dim(0, slots).dim(1, tmp_out.size(1));
-  Check{op, "first_token_out", first}.same_dtype(tmp_out).inner_contiguous();
-  return byte_rows(op, "first_token_out", first);
-}
 
 void rebuild_padding(Tensor tmp_out, Tensor cu_seqlens_q, Tensor seq_len_this_time,
                      Tensor seq_lens_decoder, Tensor seq_lens_encoder,
@@ -77,12 +52,19 @@ void rebuild_padding(Tensor tmp_out, Tensor cu_seqlens_q, Tensor seq_len_this_ti
   map.this_time = lens_of(op, "seq_len_this_time", seq_len_this_time, slots);
   map.decoder = lens_of(op, "seq_lens_decoder", seq_lens_decoder, slots);
   map.encoder = lens_of(op, "seq_lens_encoder", seq_lens_encoder, slots);
-  rebuild_padding_offsets(output_padding_offset, slots, num_rows, max_input_length);
-  if (output_padding_offset) map.offsets = output_padding_offset.data<int32_t>();
+  if (!output_padding_offset && num_rows != slots)
+    fail("ValueError", op, ".num_rows: want ", slots, ", have ", num_rows);
+  if (output_padding_offset) {
+    check_rebuild_offsets(op, output_padding_offset, num_rows, max_input_length);
+    map.offsets = output_padding_offset.data<int32_t>();
+  }
   Check{op, "out", out}.rank(2).dim(0, num_rows).dim(1, tmp_out.size(1)).same_dtype(tmp_out);
   map.from = byte_rows(op, "tmp_out", tmp_out), map.to = byte_rows(op, "out", out);
-  const bool logprob = enable_logprob && output_padding_offset;
-  if (logprob) map.first = rebuild_padding_first(first_token_out, tmp_out, slots);
+  const bool logprob = enable_logprob && output_padding_offset;  // as in the source
+  if (logprob) {
+    check_first_token(op, first_token_out, tmp_out, slots);
+    map.first = byte_rows(op, "first_token_out", first_token_out);
+  }
   same_device(op, tmp_out,
               {cu_seqlens_q, seq_len_this_time, seq_lens_decoder, seq_lens_encoder,
                output_padding_offset, first_token_out, out});

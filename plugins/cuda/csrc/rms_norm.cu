@@ -73,10 +73,7 @@ void rms_norm_launch(const Launch& on, Tensor x, Tensor weight, float eps, Tenso
 
 void rms_norm(Tensor x, Tensor weight, double eps, Tensor out) {
   const char* op = "rms_norm";
-  Check{op, "x", x}.rank(2).inner_contiguous();
-  check_weight(op, "weight", weight, x, x.size(1));
-  Check{op, "out", out}.same_shape(x).same_dtype(x).inner_contiguous();
-  check_eps(op, eps);
+  check_rms_norm(op, x, weight, eps, out);
   same_device(op, x, {weight, out});
   const Launch on = launch_on(op, x);
   dispatch_norm(op, x, weight, [&](auto tag, auto weight_tag) {

@@ -21,6 +21,27 @@ inline Rows rows_of(const char* op, const char* arg, const Tensor& t) {
   return {count, width, width};
 }
 
+inline int64_t item_bytes(const Tensor& t) { return t.dtype().bits * t.dtype().lanes / 8; }
+
+// A tensor [rows, ...] of any element type: rows of `bytes` adjacent bytes, `stride` bytes apart.
+struct RowBytes {
+  char* base;
+  int64_t count, bytes, stride;
+};
+
+inline RowBytes row_bytes(const char* op, const char* arg, const Tensor& t) {
+  if (t.ndim() < 1) Check{op, arg, t}.rank(1);
+  int64_t step = 1;
+  for (int d = t.ndim() - 1; d > 0; --d) {
+    if (t.numel() > 0 && t.size(d) != 1 && t.stride(d) != step)
+      fail("ValueError", op, ".", arg, ": want contiguous rows, have stride ", t.stride(d),
+           " in dimension ", d);
+    step *= t.size(d);
+  }
+  const int64_t item = item_bytes(t);
+  return {t.data<char>(), t.size(0), step * item, t.stride(0) * item};
+}
+
 // Inputs and output of an element map, or of one whose input is two halves side by side.
 struct RowsInOut {
   Rows in, out;

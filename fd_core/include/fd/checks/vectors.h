@@ -36,6 +36,11 @@ inline const int32_t* lens_of(const char* op, const char* arg, const Tensor& t, 
   return per_slot<int32_t>(op, arg, t, slots, "int32");
 }
 
+inline const int32_t* lens_or_none(const char* op, const char* arg, const OptTensor& t,
+                                   int64_t slots) {
+  return t ? lens_of(op, arg, t, slots) : nullptr;
+}
+
 // Token ids of any shape.
 inline void check_list(const char* op, const char* arg, const Tensor& t) {
   Check{op, arg, t}.dtype<int64_t>("int64").contiguous();

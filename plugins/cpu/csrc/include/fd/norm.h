@@ -3,7 +3,7 @@
 #pragma once
 #include <cmath>
 
-#include "fd/check.h"
+#include "fd/checks/norm.h"
 
 namespace fd {
 
@@ -51,30 +51,6 @@ inline void scale_row(const T* x, const W* weight, float scale, int64_t n, T* ou
 template <typename T, typename W>
 inline void rms_row(const T* x, const W* weight, float eps, int64_t n, T* out) {
   scale_row(x, weight, rms_scale(sum_squares(x, n), n, eps), n, out);
-}
-
-// A norm weight: a vector of `n` elements of x's type or float32.
-inline void check_weight(const char* op, const char* arg, const Tensor& weight, const Tensor& x,
-                         int64_t n) {
-  const Check check{op, arg, weight};
-  check.rank(1).dim(0, n).contiguous();
-  if (!is<float>(weight)) check.same_dtype(x);
-}
-
-inline void check_eps(const char* op, double eps) {
-  if (!(eps >= 0)) fail("ValueError", op, ".eps: want >= 0, have ", eps);
-}
-
-// f(T{}, W{}) for x's element type and the weight's.
-template <typename F>
-inline void dispatch_norm(const char* op, const Tensor& x, const Tensor& weight, F&& f) {
-  dispatch_float(op, "x", x, [&](auto tag) {
-    using T = decltype(tag);
-    if (is<float>(weight))
-      f(tag, float{});
-    else
-      f(tag, T{});
-  });
 }
 
 }  // namespace fd

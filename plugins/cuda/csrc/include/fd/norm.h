@@ -1,33 +1,10 @@
-// Host side of the norms: argument checks, and how a row is spread over a block.
+// Host side of the norms: how a row is spread over a block.
 #pragma once
+#include "fd/checks/norm.h"
 #include "fd/cuda.h"
 #include "fd/reduce.cuh"
 
 namespace fd {
-
-// A norm weight: a vector of `n` elements of x's type or float32.
-inline void check_weight(const char* op, const char* arg, const Tensor& weight, const Tensor& x,
-                         int64_t n) {
-  const Check check{op, arg, weight};
-  check.rank(1).dim(0, n).contiguous();
-  if (!is<float>(weight)) check.same_dtype(x);
-}
-
-inline void check_eps(const char* op, double eps) {
-  if (!(eps >= 0)) fail("ValueError", op, ".eps: want >= 0, have ", eps);
-}
-
-// f(T{}, W{}) for x's element type and the weight's.
-template <typename F>
-void dispatch_norm(const char* op, const Tensor& x, const Tensor& weight, F&& f) {
-  dispatch_float(op, "x", x, [&](auto tag) {
-    using T = decltype(tag);
-    if (is<float>(weight))
-      f(tag, float{});
-    else
-      f(tag, T{});
-  });
-}
 
 // `vectors` of 16 bytes per thread that hold a row in registers; 0: the row cannot be vectorised.
 struct RowShape {

@@ -1,24 +1,14 @@
 // Host side of the row copies.
 #pragma once
+#include "fd/checks/rows.h"
 #include "fd/cuda.h"
 #include "fd/rowmove.cuh"
 
 namespace fd {
 
-inline int64_t item_bytes(const Tensor& t) { return t.dtype().bits * t.dtype().lanes / 8; }
-
-// A tensor [rows, ...]; rows may be `stride(0)` apart, each row itself is contiguous.
 inline ByteRows byte_rows(const char* op, const char* arg, const Tensor& t) {
-  if (t.ndim() < 1) Check{op, arg, t}.rank(1);
-  int64_t step = 1;
-  for (int d = t.ndim() - 1; d > 0; --d) {
-    if (t.numel() > 0 && t.size(d) != 1 && t.stride(d) != step)
-      fail("ValueError", op, ".", arg, ": want contiguous rows, have stride ", t.stride(d),
-           " in dimension ", d);
-    step *= t.size(d);
-  }
-  const int64_t item = item_bytes(t);
-  return {t.data<char>(), t.size(0), step * item, t.stride(0) * item};
+  const RowBytes rows = row_bytes(op, arg, t);
+  return {rows.base, rows.count, rows.bytes, rows.stride};
 }
 
 // The widest word (16, 4, 2 or 1 bytes) in which all of these rows can be moved.
