@@ -99,6 +99,23 @@ def test_window_cap_and_sinks_reach_the_op(ops: Any) -> None:
     assert not step(drowned, pools(SPEC, 2), b, qkv, sinks=sinks).any()
 
 
+@pytest.mark.parametrize(("codes", "coarse"), [(dt.int8, 1 / 254), (dt.float8_e4m3fn, 1 / 28)], ids=str)
+def test_a_cache_of_codes_rounds_what_it_holds(codes: dt.DType, coarse: float) -> None:
+    """One key: its value comes back, off by half a step of the codes of its row's largest element."""
+    spec = replace(SPEC, cache_dtype=codes)
+    layout, backend = PagedAttention.kv_layout(spec), PagedAttention(spec, DEVICE, oracles())
+    assert layout.pool_shape(9) == (9, 2, 4, 16 + 4)
+    assert layout.bytes_per_block == 2 * 2 * 4 * (16 + 4)
+    cache = KVCache(*(empty_host(TensorSpec(layout.pool_shape(2), codes)) for _ in range(2)))
+    qkv = np.random.default_rng(0).standard_normal((1, 10 * 16)).astype(np.float32)
+    assert backend.destination(batch([1], [0], [[1]], 4), cache) is None
+    got = step(backend, cache, batch([1], [0], [[1]], 4), qkv).reshape(2, 3, 16)
+    values = qkv[0, 8 * 16 :].reshape(2, 1, 16)
+    error = np.abs(got - values).max(axis=-1) / np.abs(values).max(axis=-1)
+    assert (error <= coarse * 1.001).all()
+    assert error.any()
+
+
 def test_layout_is_head_major() -> None:
     layout = PagedAttention.kv_layout(replace(SPEC, cache_dtype=dt.bfloat16))
     assert layout.pool_shape(9) == (9, 2, 4, 16)
