@@ -34,7 +34,7 @@ struct Kv8Block {
         split_merge<T, D, 8 * N>(a, w, done, sh.weights);
       __syncthreads();
     }
-    state.enter(a, it);
+    if (more) state.enter(a, it);
     return more;
   }
 };
@@ -61,13 +61,14 @@ __device__ __forceinline__ void kv8_barriers(uint64_t* full, int stages) {
 #endif
 }
 
-// Dynamic shared memory: [warps][stages][2][32] rows of codes, barriers [warps][stages],
+// Dynamic shared memory: [warps][stages][2][keys] rows of codes, barriers [warps][stages],
 // SplitShared, sequences [n], prefix [n + 1].
 template <typename Codes, typename T, int D, int N>
-__global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
+__global__ void __launch_bounds__(kSplitThreads, N == 1 && D <= 128 ? 3 : 2)
     paged_attention_kv8_keys(AttentionArgs a, SplitWork w, int stages, Kv8Pages pages) {
   extern __shared__ __align__(128) char shared[];
-  const int bytes = 2 * kKv8Keys * (a.dim + kKv8Scale), warp = threadIdx.x / kWarp;  // of a stage
+  constexpr int Keys = kKv8Keys<D>;
+  const int bytes = 2 * Keys * (a.dim + kScaleBytes), warp = threadIdx.x / kWarp;  // of a stage
   char* mine = shared + warp * stages * bytes;
   uint64_t* full = reinterpret_cast<uint64_t*>(shared + kSplitWarps * stages * bytes);
   auto& sh = *reinterpret_cast<SplitShared<D, 8 * N>*>(full + kSplitWarps * stages);
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
     if (round >= stages) {
       while (key >= block.it.end) {
         if (!block.next()) return;
-        key = block.it.begin / kKv8Keys * kKv8Keys + warp * kKv8Keys;
+        key = block.it.begin / Keys * Keys + warp * Keys;
       }
       kv8_wait(stages, pages, full + take, phase);
     }
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
     block.state.tile(a, mine + take * bytes, key);
     take = take + 1 == stages ? 0 : take + 1;
     phase ^= take == 1;  // the first stage is the last of a turn
-    key += kSplitWarps * kKv8Keys;
+    key += kSplitWarps * Keys;
   }
 }
 
@@ -133,7 +134,8 @@ inline int kv8_columns(const AttentionCall& call) {
 
 inline size_t kv8_shared(const AttentionCall& call, int stages) {
   const int dim = kv8_dim(call.args.dim), rows = 8 * kv8_columns(call);
-  const size_t tiles = size_t{2} * kSplitWarps * stages * kKv8Keys * (call.args.dim + kKv8Scale);
+  const size_t keys = dim > 64 ? kKv8Keys<128> : kKv8Keys<64>;
+  const size_t tiles = 2 * kSplitWarps * stages * keys * (call.args.dim + kScaleBytes);
   const size_t sums = 4 * rows * std::max(dim + 4, kSplitMaxChunks + 1) + 8 * kSplitWarps * rows;
   const size_t plan = (sizeof(SplitSequence) + sizeof(int)) * (call.args.sequences + 1);
   return tiles + 8 * kSplitWarps * stages + sums + 16 + plan;

@@ -13,11 +13,11 @@ __global__ void __launch_bounds__(kKv8TileThreads, 2)
   extern __shared__ __align__(128) char shared[];
   char* codes = shared + S::AtCodes;
   Kv8TileItem it;
-  int* prefix = reinterpret_cast<int*>(codes + 2 * S::Keys * (a.dim + kKv8TileScale));
+  int* prefix = reinterpret_cast<int*>(codes + 2 * S::Keys * (a.dim + kScaleBytes));
   if (!kv8_tile_item<S::Rows>(a, min_rows, prefix, it)) return;
   int key = it.begin / S::Keys * S::Keys;
   kv8_tile_fetch<S::Keys>(a, it, key, runs, codes);
-  kv8_tile_queries<T, D>(a, it, Codes::kUnit, shared);
+  kv8_tile_queries<T, D>(a, it, Codes::kPlaced, shared);
   __syncthreads();
   const float* key_scales = reinterpret_cast<const float*>(shared + S::AtScales);
   const float* value_scales = key_scales + S::Keys;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kKv8TileThreads, 2)
     state.weigh(bent, s);
     state.add(shared_address(shared + S::AtValues), value_scales, !even, s);
   }
-  state.write(a, it, Codes::kUnit);
+  state.write(a, it, Codes::kPlaced);
 }
 
 }  // namespace fd

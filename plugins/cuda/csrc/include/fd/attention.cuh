@@ -17,6 +17,9 @@ struct AttentionArgs {
   float scale, soft_cap;
 };
 
+// A row of codes is followed by its scale, float32.
+constexpr int kScaleBytes = 4;
+
 constexpr float kLog2e = 1.4426950408889634f;
 
 // The sequence that token `t` belongs to, -1 for padding: sequences may be empty.

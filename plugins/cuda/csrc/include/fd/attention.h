@@ -52,9 +52,6 @@ inline void check_attention_lists(const char* op, const Tensor& cu_seqlens_q,
   Check{op, "block_table", block_table}.rank(2).dim(0, seq_lens.size(0)).inner_contiguous();
 }
 
-// Rows of codes are followed by their scale, float32.
-constexpr int64_t kScaleBytes = 4;
-
 inline void check_attention_tensors(const char* op, const Tensor& q, const Tensor& key_cache,
                                     const Tensor& value_cache, const OptTensor& sinks,
                                     const Tensor& out) {

@@ -4,6 +4,12 @@
 #include "fd/attention_split.cuh"
 #include "fd/fp8.cuh"
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+#define FD_SM89 1
+#else
+#define FD_SM89 0
+#endif
+
 namespace fd {
 
 // 2^(e - exponent of the float whose bits these are), for exponents that leave it a normal float.
@@ -50,7 +56,9 @@ struct RowScale {
 // Integers. Queries have three digits to base 256, which hold 22 bits below the row's largest
 // element; products with codes are integer products, their sums exact.
 struct Int8Codes {
-  static constexpr float kUnit = 1.f;  // of the elements that codes become
+  static constexpr bool kFinite = true;  // what becomes of codes whatever their bits
+  static constexpr float kUnit = 1.f;    // what the elements that codes become are to be times
+  static constexpr float kPlaced = 1.f;  // the same for `widen`
 
   // Eight rows, lane = 4 * g + t: this lane's part of row g.
   template <typename T, int D>
@@ -130,9 +138,17 @@ struct Int8Codes {
   }
 };
 
-// Floats of 8 bits, whatever their bits finite: exponent and mantissa go to their places of f16.
+// Floats of 8 bits. sm_89 has an instruction for pairs of them; before, exponent and mantissa go to
+// their places of f16, which is finite whatever the bits.
 struct E4m3Codes {
-  static constexpr float kUnit = 256.f;  // what the exponents' biases differ by
+  static constexpr float kPlaced = 256.f;  // what placed elements are to be times
+#if FD_SM89
+  static constexpr bool kFinite = false;
+  static constexpr float kUnit = 1.f;
+#else
+  static constexpr bool kFinite = true;
+  static constexpr float kUnit = kPlaced;
+#endif
 
   template <typename T, int D>
   struct Queries {
@@ -141,7 +157,7 @@ struct E4m3Codes {
 
     __device__ __forceinline__ void take(const uint4 (&pack)[D / 32]) {
       const RowScale<T, D / 32, 13> row(pack);
-      unit = row.unit * kUnit;
+      unit = row.unit;
 #pragma unroll
       for (int p = 0; p < D / 32; ++p) {
         const Vec<T, 8> x = *reinterpret_cast<const Vec<T, 8>*>(&pack[p]);
@@ -165,18 +181,29 @@ struct E4m3Codes {
     for (int n = 0; n < N; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) {
-      const uint32_t x = word(k, 0), y = word(k, 1);
-      const uint32_t tile[4] = {
-          placed(__byte_perm(x, 0, 0x1100)), placed(__byte_perm(y, 0, 0x1100)),
-          placed(__byte_perm(x, 0, 0x3322)), placed(__byte_perm(y, 0, 0x3322))};
+      uint32_t tile[4];
+      both(word(k, 0), tile[0], tile[2]);
+      both(word(k, 1), tile[1], tile[3]);
 #pragma unroll
       for (int n = 0; n < N; ++n) mma_16x8x16<f16>(s[n], tile, q[n].half[k]);
     }
   }
 
+  // Four codes as two pairs.
+  __device__ __forceinline__ static void both(uint32_t x, uint32_t& low, uint32_t& high) {
+#if FD_SM89
+    asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.rn.f16x2.e4m3x2 %0, a;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, b;\n}"
+        : "=r"(low), "=r"(high)
+        : "r"(x));
+#else
+    widen(x, low, high);
+#endif
+  }
+
   __device__ __forceinline__ static void pairs(uint32_t x, uint32_t y, uint32_t (&out)[4]) {
-#pragma unroll
-    for (int b = 0; b < 4; ++b) out[b] = placed(__byte_perm(x, y, 0x11 * b + 0x1100 * (4 + b)));
+    both(__byte_perm(x, y, 0x5140), out[0], out[1]);
+    both(__byte_perm(x, y, 0x7362), out[2], out[3]);
   }
 
   __device__ __forceinline__ static void widen(uint32_t x, uint32_t& low, uint32_t& high) {

@@ -7,8 +7,11 @@
 
 namespace fd {
 
-constexpr int kKv8Runs = 2, kKv8Keys = kKv8Runs * kSplitTile;  // keys of one warp step
-constexpr int kKv8Scale = 4;                                   // bytes behind a row's codes
+// Keys of one warp step: runs of 16, so many that a step is worth its fixed cost.
+template <int D>
+constexpr int kKv8Runs = D > 64 ? 2 : 4;
+template <int D>
+constexpr int kKv8Keys = kKv8Runs<D> * kSplitTile;
 
 // Which four dimensions (a word of codes) a lane takes from a row, so that its warp's reads fall
 // into different banks where D is 128 or more: of a key in step k of its products, of a value in
@@ -44,11 +47,12 @@ struct Kv8Pages {
   }
 };
 
-// Fetches codes ahead. Stages hold 32 keys, then their values; strides of AttentionArgs are bytes.
+// Fetches codes ahead. Stages hold keys, then their values; strides of AttentionArgs are bytes.
 template <int D, int Rows>
 struct Kv8Fetch {
+  static constexpr int Runs = kKv8Runs<D>, Keys = kKv8Keys<D>;
   int index, key, end, begin;  // item; next tile's first key, the chunk's bounds
-  int sequence, head, page;    // page: block of this lane's key in the next tile, -1: none
+  int sequence, head, page;    // page: block of this lane's run in the next tile, -1: none
 
   __device__ __forceinline__ void start() {
     index = static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x), key = end = begin = 0;
@@ -60,21 +64,21 @@ struct Kv8Fetch {
   // Runs are fetched whole where any of their keys is seen.
   __device__ __forceinline__ void advance(const AttentionArgs& a, const SplitPlan& plan,
                                           Kv8Pages pages) {
-    key += kSplitWarps * kKv8Keys;
+    key += kSplitWarps * Keys;
     while (key >= end && index < plan.total) {  // short chunks leave some warps without a tile
       index += gridDim.x;
       if (index >= plan.total) break;
       const SplitItem it = split_item<Rows>(a, plan, index);
       sequence = it.sequence, head = it.head, begin = it.begin, end = it.end;
-      key = begin / kKv8Keys * kKv8Keys + threadIdx.x / kWarp * kKv8Keys;
+      key = begin / Keys * Keys + threadIdx.x / kWarp * Keys;
     }
-    const int at = key + threadIdx.x % kWarp, reach = pages.runs ? kSplitTile - 1 : 0;
-    page = index < plan.total && (at | reach) >= begin && (at & ~reach) < end
+    const int at = key + threadIdx.x % Runs * kSplitTile;
+    page = index < plan.total && at + kSplitTile > begin && at < end
                ? static_cast<int>(attention_block(a, sequence, pages.page(a, at)))
                : -1;
   }
-  // What is not seen stays what it was in the stage: codes are finite whatever their bits, and
-  // masks take care of scales. `full`: counts the bytes of runs where the copy engine brings them.
+  // What is not seen stays what it was in the stage: masks take care of logits and scales. `full`:
+  // counts the bytes of runs where the copy engine brings them.
   __device__ __forceinline__ void fetch(const AttentionArgs& a, char* stage, Kv8Pages pages,
                                         uint64_t* full) const {
 #if FD_SM90A
@@ -84,40 +88,6 @@ struct Kv8Fetch {
 #endif
     fetch_rows(a, stage, pages);
   }
-  // Four lanes have a run each: of keys 0 and 16, of values 0 and 16.
-  __device__ __forceinline__ void fetch_bulk(const AttentionArgs& a, char* stage, Kv8Pages pages,
-                                             uint64_t* full) const {
-    const int lane = threadIdx.x % kWarp, run = lane % kKv8Runs,
-              bytes = (a.dim + kKv8Scale) * kSplitTile;
-    const int block = __shfl_sync(~0u, page, run * kSplitTile);
-    const int slot = pages.slot(a, key + run * kSplitTile);
-    const int missing = __popc(__ballot_sync(~0u, block < 0 && lane < kKv8Runs));
-    if (lane == 0) barrier_expect(full, 2 * (kKv8Runs - missing) * bytes);
-    __syncwarp();
-    if (lane >= 2 * kKv8Runs || block < 0) return;
-    const bool is_value = lane >= kKv8Runs;
-    const int64_t from = block * (is_value ? a.value_block : a.key_block) +
-                         slot * (is_value ? a.value_slot : a.key_slot) +
-                         head * (is_value ? a.value_head : a.key_head);
-    copy_bulk(stage + lane * bytes, static_cast<const char*>(is_value ? a.value : a.key) + from,
-              bytes, full);
-  }
-  __device__ __forceinline__ void fetch_runs(const AttentionArgs& a, char* stage,
-                                             Kv8Pages pages) const {
-    const int lane = threadIdx.x % kWarp, packs = a.dim + kKv8Scale;  // of a run
-#pragma unroll
-    for (int part = 0; part < 2 * kKv8Runs; ++part) {
-      const int run = part % kKv8Runs, block = __shfl_sync(~0u, page, run * kSplitTile);
-      if (block < 0) continue;
-      const char* from = row(a, part >= kKv8Runs, block, pages.slot(a, key + run * kSplitTile));
-#pragma unroll
-      for (int i = 0; i < (D + kKv8Scale + kWarp - 1) / kWarp; ++i) {
-        const int pack = i * kWarp + lane;
-        if (pack < packs)
-          copy_async16(stage + (part * packs + pack) * kSplitTile, from + pack * kSplitTile);
-      }
-    }
-  }
   __device__ __forceinline__ const char* row(const AttentionArgs& a, bool is_value, int64_t block,
                                              int slot) const {
     if (is_value)
@@ -126,14 +96,43 @@ struct Kv8Fetch {
     return static_cast<const char*>(a.key) + block * a.key_block + slot * a.key_slot +
            head * a.key_head;
   }
+  // A lane has a run of keys or of values.
+  __device__ __forceinline__ void fetch_bulk(const AttentionArgs& a, char* stage, Kv8Pages pages,
+                                             uint64_t* full) const {
+    const int lane = threadIdx.x % kWarp, at = key + lane % Runs * kSplitTile;
+    const int bytes = (a.dim + kScaleBytes) * kSplitTile;
+    const bool there = lane < 2 * Runs && page >= 0;
+    const int runs = __popc(__ballot_sync(~0u, there));
+    if (lane == 0) barrier_expect(full, runs * bytes);
+    __syncwarp();
+    if (there)
+      copy_bulk(stage + lane * bytes, row(a, lane >= Runs, page, pages.slot(a, at)), bytes, full);
+  }
+  __device__ __forceinline__ void fetch_runs(const AttentionArgs& a, char* stage,
+                                             Kv8Pages pages) const {
+    const int lane = threadIdx.x % kWarp, packs = a.dim + kScaleBytes;  // of a run
+#pragma unroll
+    for (int part = 0; part < 2 * Runs; ++part) {
+      const int run = part % Runs, block = __shfl_sync(~0u, page, run);
+      if (block < 0) continue;
+      const char* from = row(a, part >= Runs, block, pages.slot(a, key + run * kSplitTile));
+#pragma unroll
+      for (int i = 0; i < (D + kScaleBytes + kWarp - 1) / kWarp; ++i) {
+        const int pack = i * kWarp + lane;
+        if (pack < packs)
+          copy_async16(stage + (part * packs + pack) * kSplitTile, from + pack * kSplitTile);
+      }
+    }
+  }
   __device__ __forceinline__ void fetch_rows(const AttentionArgs& a, char* stage,
                                              Kv8Pages pages) const {
-    const int pitch = a.dim + kKv8Scale;
+    const int pitch = a.dim + kScaleBytes;
 #pragma unroll 1
-    for (int i = 0; i < 2 * kKv8Keys; ++i) {
-      const int of_tile = i % kKv8Keys, block = __shfl_sync(~0u, page, of_tile);
-      if (block < 0) continue;
-      const char* from = row(a, i >= kKv8Keys, block, pages.slot(a, key + of_tile));
+    for (int i = 0; i < 2 * Keys; ++i) {
+      const int at = key + i % Keys;
+      if (at < begin || at >= end) continue;
+      const int64_t block = attention_block(a, sequence, pages.page(a, at));
+      const char* from = row(a, i >= Keys, block, pages.slot(a, at));
       for (int b = threadIdx.x % kWarp * 4; b < pitch; b += kWarp * 4)
         copy_async4(stage + i * pitch + b, from + b);
     }
@@ -144,14 +143,24 @@ struct Kv8Fetch {
 // are kept below one by a running `unit` of values, a power of two, so that f16 holds them.
 template <typename Codes, typename T, int D, int N>
 struct Kv8State : SplitState<T, D, N> {
-  using Logits = float[N][kKv8Runs][4];
+  static constexpr int Runs = kKv8Runs<D>, Keys = kKv8Keys<D>;
+  using Logits = float[N][Runs][4];
+  uint4 asked[N][D / 32];
   typename Codes::template Queries<T, D> queries[N];
   float query_unit[N][2], unit;
   int begin, end;  // keys of the item
 
+  // Begins the item whose queries have been asked for.
   __device__ __forceinline__ void enter(const AttentionArgs& a, const SplitItem& it) {
     SplitState<T, D, N>::enter(a, it);
     unit = 0.f, begin = it.begin, end = it.end;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      queries[n].take(asked[n]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        query_unit[n][j] = __shfl_sync(~0u, queries[n].unit, 4 * (2 * (threadIdx.x % 4) + j));
+    }
   }
 
   // Elements in the order of the words of keys.
@@ -163,17 +172,12 @@ struct Kv8State : SplitState<T, D, N> {
       const int64_t token = it.start + row / group;
       const T* from = static_cast<const T*>(a.q) + token * a.q_token +
                       (it.head * group + row % group) * a.q_head;
-      uint4 pack[D / 32];
 #pragma unroll
       for (int p = 0; p < D / 32; ++p) {
         const int d = 4 * kv8_key_word<D>(2 * p, t);
         const bool there = n * 8 + g < it.rows && d < a.dim;
-        pack[p] = there ? *reinterpret_cast<const uint4*>(from + d) : make_uint4(0u, 0u, 0u, 0u);
+        asked[n][p] = there ? *reinterpret_cast<const uint4*>(from + d) : make_uint4(0, 0, 0, 0);
       }
-      queries[n].take(pack);
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        query_unit[n][j] = __shfl_sync(~0u, queries[n].unit, 4 * (2 * t + j));
     }
   }
 
@@ -181,20 +185,22 @@ struct Kv8State : SplitState<T, D, N> {
     return *reinterpret_cast<const uint32_t*>(at);
   }
   __device__ __forceinline__ static float scale(const char* row, int pitch) {
-    return *reinterpret_cast<const float*>(row + pitch - kKv8Scale);
+    return *reinterpret_cast<const float*>(row + pitch - kScaleBytes);
   }
 
   // Logits of a run of keys.
   __device__ __forceinline__ void products(const AttentionArgs& a, const char* keys, int run,
                                            Logits& logits) const {
-    const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4, pitch = a.dim + kKv8Scale;
+    const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4, pitch = a.dim + kScaleBytes;
     const char *low = keys + g * pitch, *high = low + 8 * pitch;
     float s[N][4];
-    Codes::template multiply<T, D, N>(
-        queries,
-        [&](int k, int half) { return word((half ? high : low) + 4 * kv8_key_word<D>(k, t)); }, s);
+    const auto of_key = [&](int k, int half) {
+      const int d = 4 * kv8_key_word<D>(k, t);
+      return Codes::kFinite || d < a.dim ? word((half ? high : low) + d) : 0u;
+    };
+    Codes::template multiply<T, D, N>(queries, of_key, s);
     const bool capped = a.soft_cap > 0.f;
-    const float factor = capped ? 1.f : a.scale * kLog2e;
+    const float factor = Codes::kUnit * (capped ? 1.f : a.scale * kLog2e);
     const float scales[2] = {scale(low, pitch) * factor, scale(high, pitch) * factor};
 #pragma unroll
     for (int n = 0; n < N; ++n)
@@ -220,7 +226,7 @@ struct Kv8State : SplitState<T, D, N> {
       for (int j = 0; j < 2; ++j) {
         float high = -INFINITY;
 #pragma unroll
-        for (int i = 0; i < 2 * kKv8Runs; ++i) {
+        for (int i = 0; i < 2 * Runs; ++i) {
           float& x = s[n][i / 2][i % 2 * 2 + j];
           x = sees(n, j, key + g + 8 * i) ? x : -INFINITY;
           high = fmaxf(high, x);
@@ -233,7 +239,7 @@ struct Kv8State : SplitState<T, D, N> {
         const float zero = high == -INFINITY ? 0.f : high;
         float sum = 0.f;
 #pragma unroll
-        for (int i = 0; i < 2 * kKv8Runs; ++i) {
+        for (int i = 0; i < 2 * Runs; ++i) {
           float& x = s[n][i / 2][i % 2 * 2 + j];
           x = attention_exp2(x - zero), sum += x;
         }
@@ -250,10 +256,14 @@ struct Kv8State : SplitState<T, D, N> {
 
   // The unit grows with the largest finite scale of the item's keys.
   __device__ __forceinline__ void grow(const char* values, int pitch, int key) {
-    const int lane = threadIdx.x % kWarp;
-    const uint32_t bits = word(values + lane * pitch + pitch - kKv8Scale) & 0x7fffffffu;
-    const bool counts = key + lane >= begin && key + lane < end && bits < 0x7f800000u;
-    const uint32_t most = warp_most(counts ? bits : 0u);
+    uint32_t most = 0;
+#pragma unroll
+    for (int row = threadIdx.x % kWarp; row < Keys; row += kWarp) {
+      const uint32_t bits = magnitude_bits(scale(values + row * pitch, pitch));
+      const bool counts = key + row >= begin && key + row < end && bits < 0x7f800000u;
+      most = max(most, counts ? bits : 0u);
+    }
+    most = warp_most(most);
     if (most <= __float_as_uint(unit)) return;
     const float old = unit;
     unit = __uint_as_float((most & 0x7f800000u) + 0x00800000u);
@@ -314,17 +324,32 @@ struct Kv8State : SplitState<T, D, N> {
     }
   }
 
-  __device__ __forceinline__ void tile(const AttentionArgs& a, const char* stage, int key) {
-    const int pitch = a.dim + kKv8Scale;
-    const char* values = stage + kKv8Keys * pitch;
+  // Values of keys outside of the item become zero: products with weights of zero then are.
+  __device__ __forceinline__ void clear(char* values, int pitch, int key) const {
+    if (key >= begin && key + Keys <= end) return;
+#pragma unroll 1
+    for (int row = 0; row < Keys; ++row)
+      if (key + row < begin || key + row >= end)
+        for (int b = threadIdx.x % kWarp * 4; b < pitch; b += kWarp * 4)
+          *reinterpret_cast<uint32_t*>(values + row * pitch + b) = 0u;
+    __syncwarp();
+#if FD_SM90A
+    stores_for_async();
+#endif
+  }
+
+  __device__ __forceinline__ void tile(const AttentionArgs& a, char* stage, int key) {
+    const int pitch = a.dim + kScaleBytes;
+    char* values = stage + Keys * pitch;
+    if (!Codes::kFinite) clear(values, pitch, key);
     Logits s;
 #pragma unroll
-    for (int r = 0; r < kKv8Runs; ++r) products(a, stage + r * kSplitTile * pitch, r, s);
+    for (int r = 0; r < Runs; ++r) products(a, stage + r * kSplitTile * pitch, r, s);
     grow(values, pitch, key);
     weigh(key, s);
     const float shrink = unit > 0.f ? power_below(__float_as_uint(unit), 0) : 1.f;
 #pragma unroll
-    for (int r = 0; r < kKv8Runs; ++r) {
+    for (int r = 0; r < Runs; ++r) {
       const char* run = values + r * kSplitTile * pitch;
       uint32_t weights[N][2];
       scaled(run, pitch, key + r * kSplitTile, r, shrink, s, weights);

@@ -7,7 +7,6 @@
 namespace fd {
 
 constexpr int kKv8TileWarps = 4, kKv8TileThreads = kKv8TileWarps * kWarp;
-constexpr int kKv8TileScale = 4;  // bytes behind a row's codes
 
 // D: padded head dimension; M: groups of 16 rows a warp holds; Keys: keys of a tile. Shared memory:
 // queries, keys and values of f16, units of rows, scales of keys and of values, codes, prefix.
@@ -91,7 +90,7 @@ template <int Keys>
 __device__ __forceinline__ void kv8_tile_fetch(const AttentionArgs& a, const Kv8TileItem& it,
                                                int key, bool runs, char* codes) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int pitch = a.dim + kKv8TileScale, step = runs ? 16 : 1, pack = runs ? 16 : 4;
+  const int pitch = a.dim + kScaleBytes, step = runs ? 16 : 1, pack = runs ? 16 : 4;
 #pragma unroll 1
   for (int row = warp * step; row < 2 * Keys; row += kKv8TileWarps * step) {
     const bool is_value = row >= Keys;
@@ -118,7 +117,7 @@ template <typename Codes, int D>
 __device__ __forceinline__ void kv8_tile_widen(const AttentionArgs& a, const Kv8TileItem& it,
                                                int key, const char* codes, char* shared) {
   using S = Kv8Tiles<D>;
-  const int pitch = a.dim + kKv8TileScale;
+  const int pitch = a.dim + kScaleBytes;
 #pragma unroll 4
   for (int i = threadIdx.x; i < 2 * S::Keys * S::Packs; i += kKv8TileThreads) {
     const int row = i / S::Packs, pack = i % S::Packs;
