@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "fd/check.h"
+#include "fd/checks/rotary.h"
 #include "fd/parallel.h"
 
 namespace fd {
@@ -23,22 +23,9 @@ void row(double position, int64_t head_dim, float* cos, float* sin) {
 
 void fused_get_rotary_embedding(Tensor input_ids, Tensor position_ids, Tensor head_dim_shape_tensor,
                                 int64_t prompt_num, Tensor out) {
-  Check{kOp, "input_ids", input_ids}.rank(2);
+  check_rotary_positions(kOp, input_ids, position_ids, head_dim_shape_tensor, prompt_num, out);
   const int64_t batch = input_ids.size(0), length = input_ids.size(1);
-  Check{kOp, "position_ids", position_ids}
-      .rank(2)
-      .dim(0, batch)
-      .dtype<float>("float32")
-      .contiguous();
-  Check{kOp, "head_dim_shape_tensor", head_dim_shape_tensor}.rank(1);
   const int64_t dim = head_dim_shape_tensor.size(0), available = position_ids.size(1);
-  if (dim % 2 != 0)
-    fail("ValueError", kOp, ".head_dim_shape_tensor: want an even length, have ", dim);
-  if (prompt_num < 0 || available < length + prompt_num)
-    fail("ValueError", kOp, ".position_ids: want at least ", length, " + prompt_num ", prompt_num,
-         " columns, have ", shape_text(position_ids));
-  Check{kOp, "out", out}.rank(5).dim(0, 2).dim(1, batch).dim(2, 1).dim(3, length).dim(4, dim);
-  Check{kOp, "out", out}.dtype<float>("float32").contiguous();
   const float* positions = position_ids.data<float>() + prompt_num;
   float *cos = out.data<float>(), *sin = cos + batch * length * dim;
   parallel_for(batch * length, 1 + 1024 / (dim + 1), [=](int64_t begin, int64_t end) {

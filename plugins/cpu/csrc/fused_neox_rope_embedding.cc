@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "fd/check.h"
+#include "fd/checks/rotary.h"
 #include "fd/parallel.h"
 
 namespace fd {
@@ -25,30 +25,12 @@ void head(const T* in, const float* cos, const float* sin, int64_t half, T* out)
   }
 }
 
-void check_table(const char* arg, const Tensor& table, int64_t tokens, int64_t head_dim) {
-  Check{kOp, arg, table}.rank(3).dim(0, tokens).dim(1, 1).dim(2, head_dim);
-  Check{kOp, arg, table}.dtype<float>("float32").contiguous();
-}
-
-void check_out(const char* arg, const Tensor& out, const Tensor& qkv, int64_t heads, int64_t dim) {
-  Check{kOp, arg, out}.rank(3).dim(0, qkv.size(0)).dim(1, heads).dim(2, dim);
-  Check{kOp, arg, out}.same_dtype(qkv).contiguous();
-}
-
 }  // namespace
 
 void fused_neox_rope_embedding(Tensor qkv, Tensor cos_emb, Tensor sin_emb, int64_t num_heads,
                                int64_t head_dim, Tensor q, Tensor k, Tensor v) {
-  if (num_heads <= 0) fail("ValueError", kOp, ".num_heads: want > 0, have ", num_heads);
-  if (head_dim <= 0 || head_dim % 2 != 0)
-    fail("ValueError", kOp, ".head_dim: want a positive even number, have ", head_dim);
+  check_neox_rope(kOp, qkv, cos_emb, sin_emb, num_heads, head_dim, q, k, v);
   const int64_t width = num_heads * head_dim;
-  Check{kOp, "qkv", qkv}.rank(2).dim(1, 3 * width).inner_contiguous();
-  check_table("cos_emb", cos_emb, qkv.size(0), head_dim);
-  check_table("sin_emb", sin_emb, qkv.size(0), head_dim);
-  check_out("q", q, qkv, num_heads, head_dim);
-  check_out("k", k, qkv, num_heads, head_dim);
-  check_out("v", v, qkv, num_heads, head_dim);
   dispatch_float(kOp, "qkv", qkv, [&](auto tag) {
     using T = decltype(tag);
     const T* in = qkv.data<T>();

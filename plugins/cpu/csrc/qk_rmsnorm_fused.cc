@@ -12,24 +12,11 @@ void heads(T* first, const W* weight, float eps, int64_t size, int64_t head_dim)
     rms_row(head, weight, eps, head_dim, head);
 }
 
-void check_sizes(const Tensor& qkv, int64_t q_size, int64_t kv_size, int64_t head_dim) {
-  if (head_dim <= 0) fail("ValueError", kOp, ".head_dim: want > 0, have ", head_dim);
-  if (q_size < 0 || q_size % head_dim != 0)
-    fail("ValueError", kOp, ".q_size: want a multiple of head_dim ", head_dim, ", have ", q_size);
-  if (kv_size < 0 || kv_size % head_dim != 0)
-    fail("ValueError", kOp, ".kv_size: want a multiple of head_dim ", head_dim, ", have ", kv_size);
-  Check{kOp, "qkv", qkv}.rank(2).dim(1, q_size + 2 * kv_size).inner_contiguous();
-}
-
 }  // namespace
 
 void qk_rmsnorm_fused(Tensor qkv, Tensor q_norm_weight, Tensor k_norm_weight, double eps,
                       int64_t q_size, int64_t kv_size, int64_t head_dim) {
-  check_sizes(qkv, q_size, kv_size, head_dim);
-  check_weight(kOp, "q_norm_weight", q_norm_weight, qkv, head_dim);
-  check_weight(kOp, "k_norm_weight", k_norm_weight, qkv, head_dim);
-  Check{kOp, "k_norm_weight", k_norm_weight}.same_dtype(q_norm_weight);
-  check_eps(kOp, eps);
+  check_qk_norm(kOp, qkv, q_norm_weight, k_norm_weight, eps, q_size, kv_size, head_dim);
   dispatch_norm(kOp, qkv, q_norm_weight, [&](auto tag, auto weight_tag) {
     using T = decltype(tag);
     using W = decltype(weight_tag);

@@ -25,32 +25,10 @@ __global__ void fused_get_rotary_embedding_pairs(const float* positions, int64_t
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/rotary.h"
 #include "fd/cuda.h"
 
 namespace fd {
-
-inline void fused_get_rotary_embedding_check(Tensor input_ids, Tensor position_ids,
-                                             Tensor head_dim_shape_tensor, int64_t prompt_num,
-                                             Tensor out) {
-  const char* op = "fused_get_rotary_embedding";
-  Check{op, "input_ids", input_ids}.rank(2);
-  const int64_t batch = input_ids.size(0), length = input_ids.size(1);
-  Check{op, "position_ids", position_ids}
-      .rank(2)
-      .dim(0, batch)
-      .dtype<float>("float32")
-      .contiguous();
-  Check{op, "head_dim_shape_tensor", head_dim_shape_tensor}.rank(1);
-  const int64_t dim = head_dim_shape_tensor.size(0), available = position_ids.size(1);
-  if (dim % 2 != 0)
-    fail("ValueError", op, ".head_dim_shape_tensor: want an even length, have ", dim);
-  if (prompt_num < 0 || available < length + prompt_num)
-    fail("ValueError", op, ".position_ids: want at least ", length, " + prompt_num ", prompt_num,
-         " columns, have ", shape_text(position_ids));
-  Check{op, "out", out}.rank(5).dim(0, 2).dim(1, batch).dim(2, 1).dim(3, length).dim(4, dim);
-  Check{op, "out", out}.dtype<float>("float32").contiguous();
-  same_device(op, position_ids, {out});
-}
 
 // Pairs of out are written as one word.
 inline void fused_get_rotary_embedding_aligned(Tensor out) {
@@ -60,12 +38,14 @@ inline void fused_get_rotary_embedding_aligned(Tensor out) {
 
 void fused_get_rotary_embedding(Tensor input_ids, Tensor position_ids, Tensor head_dim_shape_tensor,
                                 int64_t prompt_num, Tensor out) {
-  fused_get_rotary_embedding_check(input_ids, position_ids, head_dim_shape_tensor, prompt_num, out);
+  const char* op = "fused_get_rotary_embedding";
+  check_rotary_positions(op, input_ids, position_ids, head_dim_shape_tensor, prompt_num, out);
+  same_device(op, position_ids, {out});
   fused_get_rotary_embedding_aligned(out);
   const int64_t length = input_ids.size(1), rows = input_ids.size(0) * length;
   const int64_t half = head_dim_shape_tensor.size(0) / 2;
   float2* pairs = out.data<float2>();
-  const Launch on = launch_on("fused_get_rotary_embedding", position_ids);
+  const Launch on = launch_on(op, position_ids);
   run_overlapped(on, fused_get_rotary_embedding_pairs, dim3((rows * half + 127) / 128), dim3(128),
                  0, static_cast<const float*>(position_ids.data<float>() + prompt_num),
                  position_ids.size(1), length, rows, static_cast<int>(half), pairs,

@@ -43,21 +43,10 @@ __global__ void fused_neox_rope_embedding_pairs(NeoxRope<T> all) {
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/rotary.h"
 #include "fd/rowwise.h"
 
 namespace fd {
-
-inline void neox_rope_table(const char* arg, const Tensor& table, int64_t tokens,
-                            int64_t head_dim) {
-  const Check check{"fused_neox_rope_embedding", arg, table};
-  check.rank(3).dim(0, tokens).dim(1, 1).dim(2, head_dim).dtype<float>("float32").contiguous();
-}
-
-inline void neox_rope_out(const char* arg, const Tensor& out, const Tensor& qkv, int64_t heads,
-                          int64_t dim) {
-  const Check check{"fused_neox_rope_embedding", arg, out};
-  check.rank(3).dim(0, qkv.size(0)).dim(1, heads).dim(2, dim).same_dtype(qkv).contiguous();
-}
 
 template <typename T>
 void neox_rope_launch(const Launch& on, const NeoxRope<T>& all) {
@@ -76,15 +65,7 @@ void neox_rope_launch(const Launch& on, const NeoxRope<T>& all) {
 void fused_neox_rope_embedding(Tensor qkv, Tensor cos_emb, Tensor sin_emb, int64_t num_heads,
                                int64_t head_dim, Tensor q, Tensor k, Tensor v) {
   const char* op = "fused_neox_rope_embedding";
-  if (num_heads <= 0) fail("ValueError", op, ".num_heads: want > 0, have ", num_heads);
-  if (head_dim <= 0 || head_dim % 2 != 0)
-    fail("ValueError", op, ".head_dim: want a positive even number, have ", head_dim);
-  Check{op, "qkv", qkv}.rank(2).dim(1, 3 * num_heads * head_dim).inner_contiguous();
-  neox_rope_table("cos_emb", cos_emb, qkv.size(0), head_dim);
-  neox_rope_table("sin_emb", sin_emb, qkv.size(0), head_dim);
-  neox_rope_out("q", q, qkv, num_heads, head_dim);
-  neox_rope_out("k", k, qkv, num_heads, head_dim);
-  neox_rope_out("v", v, qkv, num_heads, head_dim);
+  check_neox_rope(op, qkv, cos_emb, sin_emb, num_heads, head_dim, q, k, v);
   same_device(op, qkv, {cos_emb, sin_emb, q, k, v});
   const Launch on = launch_on(op, qkv);
   dispatch_float(op, "qkv", qkv, [&](auto tag) {

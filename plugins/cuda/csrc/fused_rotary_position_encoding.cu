@@ -104,36 +104,15 @@ __global__ void fused_rotary_position_encoding_any(RotaryHeads<T> q, RotaryHeads
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
+#include "fd/checks/rotary.h"
 #include "fd/ids.h"
 #include "fd/rowwise.h"
 
 namespace fd {
 
-// [tokens, heads * head_size] or [tokens, heads, head_size].
 template <typename T>
-RotaryHeads<T> rotary_heads(const char* arg, const Tensor& t, int64_t tokens, int64_t head_size) {
-  const char* op = "fused_rotary_position_encoding";
-  const Check check{op, arg, t};
-  if (t.ndim() != 3) check.rank(2);
-  check.dim(0, tokens).inner_contiguous();
-  if (t.ndim() == 3) {
-    check.dim(2, head_size);
-    return {t.data<T>(), t.stride(0), t.stride(1), static_cast<int>(t.size(1))};
-  }
-  if (t.size(1) % head_size != 0)
-    fail("ValueError", op, ".", arg, ": want rows of a multiple of head_size ", head_size,
-         ", have ", shape_text(t));
-  return {t.data<T>(), t.stride(0), head_size, static_cast<int>(t.size(1) / head_size)};
-}
-
-inline void check_rotary_table(const char* op, const Tensor& cache, const Tensor& query,
-                               int64_t head_size) {
-  const Check check{op, "cos_sin_cache", cache};
-  check.rank(2).inner_contiguous();
-  if (!is<float>(cache)) check.same_dtype(query);
-  if (cache.size(1) % 2 != 0 || cache.size(1) > head_size)
-    fail("ValueError", op, ".cos_sin_cache: want an even rotary dimension <= head_size ", head_size,
-         ", have ", shape_text(cache));
+RotaryHeads<T> rotary_heads(const Tensor& t, const HeadRows& rows) {
+  return {t.data<T>(), rows.token_stride, rows.head_stride, static_cast<int>(rows.count)};
 }
 
 template <typename T, typename C>
@@ -164,15 +143,13 @@ RotaryTable<C> rotary_table(const Tensor& cache) {
 void fused_rotary_position_encoding(Tensor query, Tensor key, Tensor position_ids,
                                     Tensor cos_sin_cache, int64_t head_size, bool is_neox) {
   const char* op = "fused_rotary_position_encoding";
-  if (head_size <= 0) fail("ValueError", op, ".head_size: want > 0, have ", head_size);
-  Check{op, "position_ids", position_ids}.rank(1);
-  const Ids ids = ids_of(op, "position_ids", position_ids);
   dispatch_float(op, "query", query, [&](auto tag) {
     using T = decltype(tag);
-    const RotaryHeads<T> q = rotary_heads<T>("query", query, ids.count, head_size);
-    const RotaryHeads<T> k = rotary_heads<T>("key", key, ids.count, head_size);
-    Check{op, "key", key}.same_dtype(query);
-    check_rotary_table(op, cos_sin_cache, query, head_size);
+    const RotatedHeads heads =
+        check_rotated(op, query, key, position_ids, cos_sin_cache, head_size);
+    const RotaryHeads<T> q = rotary_heads<T>(query, heads.query);
+    const RotaryHeads<T> k = rotary_heads<T>(key, heads.key);
+    const Ids ids = ids_of(op, "position_ids", position_ids);
     same_device(op, query, {key, position_ids, cos_sin_cache});
     const Launch on = launch_on(op, query);
     check_range(on, "position_ids", ids, 0, cos_sin_cache.size(0));

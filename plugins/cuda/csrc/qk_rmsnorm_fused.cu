@@ -56,16 +56,6 @@ __global__ void qk_rmsnorm_fused_any(QkHeads<T, W> all, float eps) {
 
 namespace fd {
 
-inline void qk_rmsnorm_fused_sizes(Tensor qkv, int64_t q_size, int64_t kv_size, int64_t head_dim) {
-  const char* op = "qk_rmsnorm_fused";
-  if (head_dim <= 0) fail("ValueError", op, ".head_dim: want > 0, have ", head_dim);
-  if (q_size < 0 || q_size % head_dim != 0)
-    fail("ValueError", op, ".q_size: want a multiple of head_dim ", head_dim, ", have ", q_size);
-  if (kv_size < 0 || kv_size % head_dim != 0)
-    fail("ValueError", op, ".kv_size: want a multiple of head_dim ", head_dim, ", have ", kv_size);
-  Check{op, "qkv", qkv}.rank(2).dim(1, q_size + 2 * kv_size).inner_contiguous();
-}
-
 template <typename T, typename W>
 void qk_rmsnorm_fused_launch(const Launch& on, const QkHeads<T, W>& all, float eps) {
   const RowShape shape = row_shape<T>(all.dim, {all.step}, {all.qkv, all.q_weight, all.k_weight});
@@ -82,11 +72,7 @@ void qk_rmsnorm_fused_launch(const Launch& on, const QkHeads<T, W>& all, float e
 void qk_rmsnorm_fused(Tensor qkv, Tensor q_norm_weight, Tensor k_norm_weight, double eps,
                       int64_t q_size, int64_t kv_size, int64_t head_dim) {
   const char* op = "qk_rmsnorm_fused";
-  qk_rmsnorm_fused_sizes(qkv, q_size, kv_size, head_dim);
-  check_weight(op, "q_norm_weight", q_norm_weight, qkv, head_dim);
-  check_weight(op, "k_norm_weight", k_norm_weight, qkv, head_dim);
-  Check{op, "k_norm_weight", k_norm_weight}.same_dtype(q_norm_weight);
-  check_eps(op, eps);
+  check_qk_norm(op, qkv, q_norm_weight, k_norm_weight, eps, q_size, kv_size, head_dim);
   same_device(op, qkv, {q_norm_weight, k_norm_weight});
   const Launch on = launch_on(op, qkv);
   const int64_t heads = (q_size + kv_size) / head_dim;

@@ -43,6 +43,22 @@ inline void check_fused_add(const char* op, const Tensor& x, const Tensor& resid
     fail("ValueError", op, ".residual: want memory of its own, have x's");
 }
 
+// Heads of `qkv` [tokens, q_size + 2 kv_size].
+inline void check_qk_norm(const char* op, const Tensor& qkv, const Tensor& q_norm_weight,
+                          const Tensor& k_norm_weight, double eps, int64_t q_size, int64_t kv_size,
+                          int64_t head_dim) {
+  if (head_dim <= 0) fail("ValueError", op, ".head_dim: want > 0, have ", head_dim);
+  if (q_size < 0 || q_size % head_dim != 0)
+    fail("ValueError", op, ".q_size: want a multiple of head_dim ", head_dim, ", have ", q_size);
+  if (kv_size < 0 || kv_size % head_dim != 0)
+    fail("ValueError", op, ".kv_size: want a multiple of head_dim ", head_dim, ", have ", kv_size);
+  Check{op, "qkv", qkv}.rank(2).dim(1, q_size + 2 * kv_size).inner_contiguous();
+  check_weight(op, "q_norm_weight", q_norm_weight, qkv, head_dim);
+  check_weight(op, "k_norm_weight", k_norm_weight, qkv, head_dim);
+  Check{op, "k_norm_weight", k_norm_weight}.same_dtype(q_norm_weight);
+  check_eps(op, eps);
+}
+
 // f(T{}, W{}) for x's element type and the weight's.
 template <typename F>
 void dispatch_norm(const char* op, const Tensor& x, const Tensor& weight, F&& f) {
