@@ -30,6 +30,7 @@ half = pytest.mark.parametrize("dtype", [dt.bfloat16.numpy(), dt.float16.numpy()
 KERNELS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "paged_attention_plain": lambda most: (),
     "paged_attention_split": lambda most: (most, 0, 0, 0, 0),
+    "paged_attention_decode": lambda most: (most, 0, 0, 0, 0),
     "paged_attention_tiles": lambda most: (),
     "paged_attention_sm90": lambda most: (),
     "paged_attention_step": lambda most: (most,),
@@ -92,6 +93,21 @@ def test_chunks_of_a_sequence_are_merged(session: Session, options: dict[str, An
         np.random.default_rng(0), dtype, [1, 3, 1, 0, 2], [1000, 64, 191, 5, 400], dim=128, **options
     )
     got = run(session, "paged_attention_split", inputs, longest(inputs), *SMALL_CHUNKS)
+    assert_close(paged_attention, "out", got, run_oracle(paged_attention, inputs)["out"])
+
+
+@device
+@half
+@pytest.mark.parametrize("team", [2, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"window": 100}, {"sinks": True}, {"soft_cap": 3.0}], ids=str)
+def test_teams_of_a_sequence_are_merged(
+    session: Session, options: dict[str, Any], team: int, dtype: Any
+) -> None:
+    """Up to three teams for each sequence, of 32 keys at least; blocks and teams without keys."""
+    inputs = random_inputs(
+        np.random.default_rng(0), dtype, [1, 1, 0, 1, 1], [1000, 64, 5, 0, 191], dim=128, **options
+    )
+    got = run(session, "paged_attention_decode", inputs, 1, 3, team, 3, 32)
     assert_close(paged_attention, "out", got, run_oracle(paged_attention, inputs)["out"])
 
 

@@ -202,8 +202,18 @@ void attend_plain(const Launch& on, const AttentionCall& call) {
 }
 
 // Sequences of up to this many rows (queries * group) go through the split kernel, which reads the
-// keys once for 8 or 16 of them; others through tiles of 128.
-constexpr int kSplitRows = 32;
+// keys once for 8 or 16 of them; others through tiles of 128. The sm_90a kernel is as fast from 9
+// rows on, and twice as fast with 32; it leaves it what decodes.
+constexpr int kSplitRows = 32, kSplitRows90 = 8;
+// Tiles of sm_80 are not parted: where rows of all heads together are so few a multiprocessor,
+// reading keys again for every 16 of them is faster than leaving most multiprocessors idle.
+constexpr int kSplitRowsEach = 16;
+
+inline int split_most(const Launch& on, const AttentionCall& call, bool sm90) {
+  if (sm90) return std::max(kSplitRows90, call.group());
+  const int64_t rows = int64_t{call.args.tokens} * call.args.heads;
+  return rows <= int64_t{kSplitRowsEach} * on.facts().processors ? INT32_MAX : kSplitRows;
+}
 
 // The same over caches of codes.
 void attend_codes(const Launch& on, const AttentionCall& call) {
@@ -219,13 +229,19 @@ void attend_codes(const Launch& on, const AttentionCall& call) {
 void attend(const Launch& on, const AttentionCall& call) {
   if (call.quantized()) return attend_codes(on, call);
   if (split_fits == nullptr || !split_fits(on, call)) return attend_plain(on, call);
-  if (call.max_queries * call.group() <= kSplitRows) return attend_split(on, call, INT32_MAX);
   const bool sm90 = sm90_fits != nullptr && sm90_fits(on, call);
+  const int most = split_most(on, call, sm90);
+  if (call.max_queries * call.group() <= most) return attend_split(on, call, INT32_MAX);
   if (!sm90 && (tiles_fit == nullptr || !tiles_fit(on, call))) return attend_plain(on, call);
-  const int few = call.args.sequences > 1 ? kSplitRows : 0;  // a sequence alone is the longest
+  const int few = call.args.sequences > 1 ? most : 0;  // a sequence alone is the longest
   if (few > 0) attend_split(on, call, few);
   if (sm90) return attend_sm90(on, call, few);
   attend_tiles(on, call, few);
+}
+
+void attend_step(const Launch& on, const AttentionCall& call) {
+  if (decode_fits != nullptr && decode_fits(on, call)) return attend_decode(on, call);
+  attend(on, call);
 }
 
 void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_seqlens_q,
@@ -249,7 +265,7 @@ void paged_attention_step(Tensor q, Tensor key_cache, Tensor value_cache, Tensor
       checked_attention(op, q, key_cache, value_cache, cu_seqlens_q, seq_lens, block_table, sinks,
                         scale, window, soft_cap, max_queries, out);
   const Launch on = launch_on(op, q);
-  if (!nothing_to_do(call)) attend(on, call);
+  if (!nothing_to_do(call)) attend_step(on, call);
 }
 FD_EXPORT(paged_attention_step)
 

@@ -90,12 +90,9 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
 
 #ifndef __CUDACC_RTC__
 #include "fd/attention.h"
-#include "fd/workspace.h"
 
 namespace fd {
 
-// Enough for a million keys of 8 key heads in chunks of 256 at 4 rows of 128.
-constexpr size_t kSplitScratch = size_t{64} << 20;
 constexpr int kSplitSequences = 4096;
 // Keys of the smallest chunk: where sequences alone do not keep the blocks busy, and where they do.
 constexpr int kSplitChunk = 128, kSplitBusyChunk = 512;
@@ -144,20 +141,6 @@ bool split_fits(const Launch& on, const AttentionCall& call) {
          split_shape(on, call).stages >= 2;
 }
 
-// The scratch, whatever the step: partial results and one counter for each slot of the smallest
-// size.
-struct SplitSpace {
-  float* partial;
-  int* counters;
-};
-
-inline SplitSpace split_space(const Launch& on) {
-  constexpr size_t kSmallest = (64 + 2) * sizeof(float);
-  return {static_cast<float*>(workspace(on, Scratch::kAttentionPartials, kSplitScratch)),
-          static_cast<int*>(
-              workspace(on, Scratch::kAttentionCounters, kSplitScratch / kSmallest * sizeof(int)))};
-}
-
 // Chunks per sequence that keep the blocks evenly busy, were all of one length: few rounds over the
 // blocks, the last one full. `units`: sequences times key heads.
 inline int split_wanted(int64_t units, int64_t blocks) {
@@ -177,11 +160,11 @@ inline SplitWork split_work(const Launch& on, const AttentionCall& call, const S
   const int64_t blocks = on.facts().processors * shape.blocks_per_sm;
   const int dim = split_dim(call.args.dim), rows = 8 * split_columns(call);
   w.rows = static_cast<int>(std::min<int64_t>(rows, split_rows(call))), w.max_rows = max_rows;
-  w.slots = static_cast<int>(kSplitScratch / (size_t(w.rows) * (dim + 2) * sizeof(float)));
+  w.slots = static_cast<int>(kAttentionScratch / (size_t(w.rows) * (dim + 2) * sizeof(float)));
   const int64_t units = int64_t{call.args.sequences} * call.args.kv_heads;
   w.chunk = shape.chunk > 0 ? shape.chunk : units >= blocks ? kSplitBusyChunk : kSplitChunk;
   w.wanted = shape.wanted > 0 ? shape.wanted : split_wanted(units, blocks);
-  const SplitSpace space = split_space(on);
+  const AttentionScratch space = attention_scratch(on);
   w.partial = space.partial, w.counters = space.counters;
   w.stats = w.partial + int64_t{w.slots} * w.rows * dim;
   return w;
@@ -221,7 +204,7 @@ void paged_attention_reserve(int64_t device) {
   FD_CUDA_CHECK(op, cudaSetDevice(static_cast<int>(device)));
   void* stream = TVMFFIEnvGetStream(kDLCUDA, static_cast<int>(device));
   const Launch on{op, static_cast<int>(device), static_cast<cudaStream_t>(stream)};
-  split_space(on);
+  attention_scratch(on);
   attention_queue(on);
 }
 FD_EXPORT(paged_attention_reserve)

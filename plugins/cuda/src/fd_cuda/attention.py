@@ -12,6 +12,7 @@ from fd_core.api.attention import (
     KVCache,
     KVLayout,
     KVWrite,
+    PackedRotary,
 )
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS, bfloat16, float8_e4m3fn, float32, int8
@@ -25,6 +26,8 @@ _OTHER = "FD_ATTENTION_BACKEND names another backend, if one takes it (fd doctor
 _MODEL = "correct it in the model's config.json"
 #: The split kernel keeps partial results in device memory.
 _SPLIT, _SPLIT_FROM = "paged_attention_split", 80
+#: Rotation, cache write and attention as one call, which is one launch for few sequences.
+_PACKED = "rope_and_paged_attention"
 #: Types of caches whose rows are followed by their scale, float32.
 _CODES, _SCALE_BYTES = (int8, float8_e4m3fn), 4
 
@@ -68,6 +71,16 @@ def head_major(spec: AttentionSpec) -> KVLayout:
     return KVLayout(shape, 0, spec.cache_dtype, 2 * elements * spec.cache_dtype.itemsize)
 
 
+def packed(device: DeviceInfo) -> Any:
+    """That call, None where this build has none for the device."""
+    if not library.contains(rung(device.arch_rank).name, _PACKED).ok:
+        return None
+    try:
+        return library.function(_PACKED)
+    except AttributeError:  # FD_CUDA_LIBRARY names libraries of a few kernels
+        return None
+
+
 class CudaAttention(AttentionBackend):
     """Decoding split over the sequence, prefill in tiles on tensor cores; a plain kernel below sm_80 and
     for float32. Caches of int8 or float8 are read as codes, by kernels of their own. Beside what the op
@@ -85,6 +98,7 @@ class CudaAttention(AttentionBackend):
         self._write = ops.reshape_and_cache_flash
         self._attend = library.function("paged_attention_step")
         self._mode = str(spec.cache_dtype) if spec.cache_dtype in _CODES else "auto"
+        self._packed = packed(device) if self._mode == "auto" else None
         self._options = (float(spec.scale), spec.window or 0, float(spec.soft_cap or 0.0))
         self._views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         if device.arch_rank >= _SPLIT_FROM:
@@ -142,6 +156,27 @@ class CudaAttention(AttentionBackend):
         keys, values = self._logical(cache)
         lists = (plan.cu_seqlens_q, plan.seq_lens, plan.block_table)
         self._attend(q, keys, values, *lists, sinks, *self._options, plan.max_query_len, out)
+
+    def run_packed(
+        self,
+        plan: AttentionBatch,
+        qkv: Tensor,
+        positions: Tensor,
+        rotary: PackedRotary,
+        cache: KVCache,
+        out: Tensor,
+        *,
+        sinks: Tensor | None = None,
+    ) -> bool:
+        """Decoding steps alone: the kernel's early reads gain nothing where queries are many."""
+        if self._packed is None or plan.max_query_len != 1:
+            return False
+        norms = (rotary.q_norm_weight, rotary.k_norm_weight, float(rotary.eps))
+        places = (*self._logical(cache), plan.slot_mapping, rotary.is_neox)
+        lists = (plan.cu_seqlens_q, plan.seq_lens, plan.block_table)
+        options = (sinks, *self._options, plan.max_query_len, out)
+        self._packed(qkv, positions, rotary.cos_sin_cache, *norms, *places, *lists, *options)
+        return True
 
     def _logical(self, cache: KVCache) -> tuple[Tensor, Tensor]:
         """Token-major views of the pools, made once per layer: their handles are then reused."""

@@ -154,14 +154,34 @@ inline int* attention_queue(const Launch& on) {
   return static_cast<int*>(workspace(on, Scratch::kAttentionQueue, sizeof(int)));
 }
 
+// Partial results of the split and the decoding kernel, and counters that are zero between
+// launches. Enough for a million keys of 8 key heads in chunks of 256 at 4 rows of 128.
+constexpr size_t kAttentionScratch = size_t{64} << 20;
+struct AttentionScratch {
+  float* partial;
+  int* counters;
+};
+
+// The same sizes whatever the step; one counter for each slot of the smallest size.
+inline AttentionScratch attention_scratch(const Launch& on) {
+  constexpr size_t kSmallest = (64 + 2) * sizeof(float);
+  constexpr size_t kCounters = kAttentionScratch / kSmallest * sizeof(int);
+  return {static_cast<float*>(workspace(on, Scratch::kAttentionPartials, kAttentionScratch)),
+          static_cast<int*>(workspace(on, Scratch::kAttentionCounters, kCounters))};
+}
+
 // Runs the step on the fastest kernels that this build has for the device.
 void attend(const Launch& on, const AttentionCall& call);
+// The same where `max_queries` is that of the longest sequence, not a guess.
+void attend_step(const Launch& on, const AttentionCall& call);
 
 // The kernels; each writes the rows of sequences with `min_rows` < queries * group <= `max_rows`.
 // Weak: a build without an architecture of theirs has no such file. `fits` says what they take.
 void attend_plain(const Launch& on, const AttentionCall& call);
 bool split_fits(const Launch& on, const AttentionCall& call) __attribute__((weak));
 void attend_split(const Launch& on, const AttentionCall& call, int max_rows) __attribute__((weak));
+bool decode_fits(const Launch& on, const AttentionCall& call) __attribute__((weak));
+void attend_decode(const Launch& on, const AttentionCall& call) __attribute__((weak));
 bool tiles_fit(const Launch& on, const AttentionCall& call) __attribute__((weak));
 void attend_tiles(const Launch& on, const AttentionCall& call, int min_rows) __attribute__((weak));
 bool kv8_fits(const Launch& on, const AttentionCall& call) __attribute__((weak));
