@@ -7,9 +7,11 @@
 //
 // A row with finite inputs (its query, the keys and values that it sees) is finite and right
 // whatever other rows' inputs hold: logits of unseen keys are replaced, and where rows of a tile
-// see different keys, infinities and NaN are taken out of its values (Sm90Walk::level).
+// see different keys, infinities and NaN are taken out of its values (Sm90Walk::take_wild), which
+// the remaining three warps look for.
 #include "fd/attention_sm90.cuh"
 #include "fd/attention_sm90_state.cuh"
+#include "fd/attention_sm90_watch.cuh"
 #include "fd/overlap.cuh"
 
 namespace fd {
@@ -36,6 +38,7 @@ template <typename T, int D, bool Bent>
 struct Sm90Walk {
   const AttentionArgs& a;
   const Sm90Shape& shape;
+  const Sm90Scratch& scratch;
   Sm90Shared<D>& sh;
   const int team;
   const uint32_t base;
@@ -43,7 +46,7 @@ struct Sm90Walk {
   Sm90Turn<kSm90Stages> queries, keys;
   Sm90Turn<kSm90ValueStages> values;
   Sm90Span span;
-  int slot, key;
+  int slot, key, watched;  // watched: parity of each stage's `value_watched`
 
   __device__ __forceinline__ const Sm90Item& item() const { return sh.item[slot]; }
   __device__ __forceinline__ uint32_t address(const void* p) const {
@@ -61,31 +64,11 @@ struct Sm90Walk {
     state.ask(address(sh.q[queries.stage]) + team * 64 * 128, address(sh.key[keys.stage]));
   }
 
-  // Weights of keys that a row does not see are zero, but zero times NaN is not. Where rows see
-  // different keys, values that nobody sees become zero, and so do those that are not finite and
-  // some rows do not see; they go to the others' sums at once, then the result is true.
-  __device__ __forceinline__ bool level() {
-    char* tile = sh.value[values.stage];
-    const int from = key < span.all_begin ? 0 : max(span.all_end - key, 0) / 16 * 16;
-    bool found = false;
-    for (int r = from + threadIdx.x % 128 / 8; r < kSm90Keys; r += 16)
-#pragma unroll
-      for (int column = 0; column < D / 64; ++column) {
-        uint4& pack =
-            reinterpret_cast<uint4*>(tile)[(column * kSm90Keys + r) * 8 + threadIdx.x % 8];
-        if (key + r < span.begin || key + r >= span.end) pack = uint4{};
-        uint4 copy = pack;
-        found = (tame<T>(copy) && !span.all_see(key + r)) || found;
-      }
-    stores_for_async();
-    found = barrier_any(4 + team, 128, found);
-    if (__builtin_expect(found, 0)) take_wild(tile);
-    return found;
-  }
-
-  // Both teams, which have found the same.
-  __device__ __forceinline__ void take_wild(char* tile) {
+  // Infinities and NaN that only some rows see go to these rows' sums at once and are taken out of
+  // the tile. By both teams.
+  __device__ __forceinline__ void take_wild() {
     constexpr int kBoth = 128 * kSm90Teams;
+    char* tile = sh.value[values.stage];
     barrier_some(1, kBoth);
     if (key == span.first_key()) state.clear();
 #pragma unroll 1
@@ -98,11 +81,16 @@ struct Sm90Walk {
     barrier_some(1, kBoth);
   }
 
-  // The tile's values are there; whether sums of earlier tiles are.
+  // The tile's values are there; whether sums of earlier tiles, or of its infinities and NaN, are.
   __device__ __forceinline__ bool await_values() {
     barrier_wait(address(&sh.value_full[values.stage]), values.phase);
     const bool later = key > span.first_key();
-    return __builtin_expect(span.uneven(key), 0) ? level() || later : later;
+    if (__builtin_expect(!span.uneven(key), 1)) return later;
+    barrier_wait(address(&sh.value_watched[values.stage]), watched >> values.stage & 1);
+    watched ^= 1 << values.stage;
+    if (*reinterpret_cast<const uint32_t*>(sh.wild[values.stage]) == 0) return later;
+    take_wild();
+    return true;
   }
   __device__ __forceinline__ void leave_values() {
     sm90_release(address(&sh.value_empty[values.stage]));
@@ -142,7 +130,7 @@ struct Sm90Walk {
     float2 scales{};
     if (__builtin_expect(last, 0)) {
       const Sm90Item& then = sh.item[queries.stage];
-      scales = state.finish(a, shape, item());
+      scales = state.finish(a, shape, scratch, item());
       state.enter(a, shape, then), next = then.first_key();
     }
     products_wait<1>();
@@ -171,7 +159,10 @@ struct Sm90Walk {
   }
 
   __device__ __forceinline__ void write(float2 scales) {
-    state.write(a, shape, item(), scales);
+    if (__builtin_expect(item().parts > 1, 0))
+      state.publish(scratch, item());
+    else
+      state.write(a, shape, item(), scales);
     sm90_release(address(&sh.q_empty[slot]));
   }
 
@@ -179,7 +170,7 @@ struct Sm90Walk {
     const bool more = await_values();
     products_begin();
     state.add(address(sh.value[values.stage]), more);
-    const float2 scales = state.finish(a, shape, item());
+    const float2 scales = state.finish(a, shape, scratch, item());
     products_wait<0>();
     write(scales);
   }
@@ -187,10 +178,10 @@ struct Sm90Walk {
 
 template <typename T, int D, bool Bent>
 __device__ __forceinline__ void sm90_consume(const AttentionArgs& a, const Sm90Shape& shape,
-                                             Sm90Shared<D>& sh) {
+                                             const Sm90Scratch& scratch, Sm90Shared<D>& sh) {
   const int team = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
   const uint32_t base = __shfl_sync(~0u, shared32(&sh), 0);
-  Sm90Walk<T, D, Bent> walk{a, shape, sh, team, base, {}, {}, {}, {}, {}, 0, 0};
+  Sm90Walk<T, D, Bent> walk{a, shape, scratch, sh, team, base, {}, {}, {}, {}, {}, 0, 0, 0};
   if (!walk.arrive()) return;
   if (team == 1) sm90_pass_turn(1);
   walk.begin();
@@ -203,23 +194,26 @@ __device__ __forceinline__ void sm90_consume(const AttentionArgs& a, const Sm90S
 // zero before and after.
 template <typename T, int D, bool Bent>
 __global__ void __launch_bounds__(kSm90Threads, 1)
-    paged_attention_sm90_rows(AttentionArgs a, Sm90Shape shape, int* taken,
+    paged_attention_sm90_rows(AttentionArgs a, Sm90Shape shape, Sm90Scratch scratch, int* taken,
                               const __grid_constant__ Sm90Maps maps) {
   extern __shared__ char raw[];
   auto& sh = *reinterpret_cast<Sm90Shared<D>*>(raw + (1024 - shared32(raw) % 1024) % 1024);
-  int* prefix = reinterpret_cast<int*>(&sh + 1);
   sm90_begin<D>(sh);
   wait_for_inputs();
-  const int tiles = plan_prefix<kSm90Threads>(a.sequences, prefix, [&](int s) {
-    const int queries = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s], most = shape.tokens_per_tile;
-    return queries * shape.group > shape.min_rows ? (queries + most - 1) / most : 0;
-  });
+  const int first = threadIdx.x < kWarp ? sm90_take(taken) : 0;
+  sm90_plan(a, shape, scratch, sh);
   if (threadIdx.x < 128) {
-    fewer_registers<56>();
-    if (threadIdx.x == 0) sm90_produce<D>(a, maps, shape, prefix, tiles * a.kv_heads, taken, sh);
+    fewer_registers<kSm90CopyRegisters>();
+    if (threadIdx.x < kWarp)
+      sm90_produce<D>(a, maps, shape, taken, first, sh);
+    else
+      sm90_watch<T, D>(sh);
   } else {
-    more_registers<224>();
-    sm90_consume<T, D, Bent>(a, shape, sh);
+    more_registers<kSm90ProductRegisters>();
+    sm90_consume<T, D, Bent>(a, shape, scratch, sh);
+    if (sh.parted == 0) return;
+    barrier_some(1, 128 * kSm90Teams);  // nobody reads tiles any more
+    sm90_merge<T, D>(a, shape, scratch, sm90_list_of(sh), reinterpret_cast<float*>(sh.key[0]));
   }
 }
 
@@ -229,7 +223,18 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 
 namespace fd {
 
-constexpr int kSm90Sequences = 448;  // their prefix sums share a block's memory with the tiles
+constexpr int kSm90Sequences = 416;  // their prefix sums share a block's memory with the tiles
+constexpr int kSm90Tokens = 1 << (kSm90ItemBits - 1);
+
+// The split kernel's scratch: both write before they read, and leave counters at zero.
+constexpr size_t kSm90Partials = size_t{64} << 20;
+
+inline Sm90Scratch sm90_scratch(const Launch& on, int dim) {
+  const int slots = static_cast<int>(kSm90Partials / (kSm90Rows * (dim + 2) * sizeof(float)));
+  return {static_cast<float*>(workspace(on, Scratch::kAttentionPartials, kSm90Partials)),
+          static_cast<int*>(workspace(on, Scratch::kAttentionCounters, slots * sizeof(int))),
+          slots};
+}
 
 using Sm90Encoder = decltype(&cuTensorMapEncodeTiled);
 
@@ -289,7 +294,7 @@ bool sm90_fits(const Launch& on, const AttentionCall& call) {
   const AttentionArgs& a = call.args;
   return on.facts().sm == 90 && call.kind != kFloat32 && call.cache_kind == call.kind &&
          call.vectors && a.dim <= 128 && call.group() <= kSm90Rows && sm90_box(a.block_size) >= 8 &&
-         a.sequences <= kSm90Sequences;
+         a.sequences <= kSm90Sequences && a.tokens <= kSm90Tokens;
 }
 
 template <typename T, int D, bool Bent>
@@ -298,7 +303,7 @@ void sm90_launch_as(const Launch& on, const AttentionCall& call, const Sm90Shape
   const size_t shared = sizeof(Sm90Shared<D>) + 1024 + sizeof(int) * (a.sequences + 1);
   allow_shared_once<paged_attention_sm90_rows<T, D, Bent>>(on, shared);
   run_overlapped(on, paged_attention_sm90_rows<T, D, Bent>, dim3(on.facts().processors),
-                 dim3(kSm90Threads), shared, a, shape, attention_queue(on),
+                 dim3(kSm90Threads), shared, a, shape, sm90_scratch(on, D), attention_queue(on),
                  sm90_maps(on, call, shape));
 }
 

@@ -1,6 +1,7 @@
 // A warpgroup's softmax over tiles of keys, for the sm_90a kernel (paged_attention_sm90.cu).
 #pragma once
 #include "fd/attention_sm90.cuh"
+#include "fd/attention_sm90_merge.cuh"
 #include "fd/attention_wild.cuh"
 #include "fd/mma.cuh"
 
@@ -93,26 +94,39 @@ struct Sm90State {
     }
   }
 
-  // The reference of a row's exponents becomes its maximum, where its weights ask for it.
-  __device__ __forceinline__ void follow(int half, float sum, float scale) {
-    float high = -INFINITY, most = top[half] == -INFINITY ? INFINITY : sum;
+  // The largest of a row's logits.
+  __device__ __forceinline__ float highest(int half) const {
+    float high = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kSm90Keys / 4; ++i)
       if (i % 2 == half) high = fmaxf(high, fmaxf(s[2 * i], s[2 * i + 1]));
-#pragma unroll
-    for (int d = 1; d < 4; d *= 2) {
-      high = fmaxf(high, __shfl_xor_sync(~0u, high, d));
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, d));
-    }
+    high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
+    return fmaxf(high, __shfl_xor_sync(~0u, high, 2));
+  }
+
+  // The reference of a row's exponents becomes the maximum of its first logits.
+  __device__ __forceinline__ void refer(int half, float scale) {
+    const float high = highest(half) * scale;
+    top[half] = top[half] == -INFINITY ? high : top[half];
+  }
+
+  // It becomes the maximum, where the row's weights ask for it.
+  __device__ __forceinline__ void follow(int half, float sum, float scale) {
+    float high = highest(half), most = top[half] == -INFINITY ? INFINITY : sum;
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
     high = most > kSm90Slack ? fmaxf(top[half], high * scale) : top[half];
     old[half] = attention_rescale(top[half], high), top[half] = high;
     total[half] *= old[half];
   }
 
+  // True, but the compiler cannot know.
+  __device__ __forceinline__ bool always() const { return !(total[0] < 0.f); }
+
   // The compiler does not know that products under way still read their weights, and would compute
   // the next ones in the same registers: behind the wait, it is to think that they are needed.
   __device__ __forceinline__ void hold() const {
-    if (!(total[0] < 0.f)) return;  // always
+    if (always()) return;
     uint32_t all = 0;
 #pragma unroll
     for (int k = 0; k < kSm90Keys / 16; ++k)
@@ -127,14 +141,15 @@ struct Sm90State {
   __device__ __forceinline__ void weigh(float scale, bool first, Meanwhile meanwhile) {
     constexpr int kPairs = kSm90Keys / 4, kMost = kSm90Meanwhile;
     float sum[4] = {};
-    if (!first) weights_of<0, kMost>(scale, sum);
+    if (__builtin_expect(first, 0)) refer(0, scale), refer(1, scale);
+    if (always()) weights_of<0, kMost>(scale, sum);  // without a branch it runs out of registers
     stay_before(sum[0] + sum[1] + sum[2] + sum[3] < 0.f);
     meanwhile();
     hold();
-    if (!first) weights_of<kMost, kPairs>(scale, sum);
+    weights_of<kMost, kPairs>(scale, sum);
     const float low = sum[0] + sum[1], high = sum[2] + sum[3];
     const bool large = low > kSm90Slack || high > kSm90Slack;
-    rose = __any_sync(~0u, first || large || top[0] == -INFINITY || top[1] == -INFINITY);
+    rose = __any_sync(~0u, large || top[0] == -INFINITY || top[1] == -INFINITY);
     if (__builtin_expect(rose, 0)) {
       follow(0, low, scale), follow(1, high, scale);
       for (float& x : sum) x = 0.f;
@@ -192,19 +207,42 @@ struct Sm90State {
     }
   }
 
-  // What turns the rows' sums into their means; before the next item is entered.
+  // What turns the rows' sums into their means, one where they are to be merged; before the next
+  // item is entered.
   __device__ __forceinline__ float2 finish(const AttentionArgs& a, const Sm90Shape& shape,
-                                           const Sm90Item& it) const {
+                                           const Sm90Scratch& scratch, const Sm90Item& it) const {
     float scale[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float sum = total[half];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
+      if (it.parts > 1) {
+        sm90_stats<D>(scratch, it, it.part, row() + 8 * half) = make_float2(top[half], sum);
+        scale[half] = 1.f;
+        continue;
+      }
       const int head = it.head * shape.group + (it.first_row + row() + 8 * half) % shape.group;
       scale[half] = attention_scale(a, head, top[half], sum);
     }
     return make_float2(scale[0], scale[1]);
+  }
+
+  // A part's sums, for sm90_merge.
+  __device__ __forceinline__ void publish(const Sm90Scratch& scratch, const Sm90Item& it) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (row() + 8 * half >= it.rows) continue;
+      float* to = sm90_sums<D>(scratch, it, it.part, row() + 8 * half) + threadIdx.x % 4 * 2;
+#pragma unroll
+      for (int j = 0; j < D / 8; ++j)
+        *reinterpret_cast<float2*>(to + 8 * j) =
+            make_float2(o[4 * j + 2 * half], o[4 * j + 2 * half + 1]);
+    }
+    __syncwarp();
+    if (threadIdx.x % kWarp > 0) return;
+    __threadfence();
+    atomicAdd(scratch.counters + it.slot, 1);
   }
 
   __device__ __forceinline__ void write(const AttentionArgs& a, const Sm90Shape& shape,
