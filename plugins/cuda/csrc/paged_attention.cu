@@ -239,6 +239,11 @@ void attend(const Launch& on, const AttentionCall& call) {
   attend_tiles(on, call, few);
 }
 
+void attend_step(const Launch& on, const AttentionCall& call) {
+  if (decode_fits != nullptr && decode_fits(on, call)) return attend_decode(on, call);
+  attend(on, call);
+}
+
 void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_seqlens_q,
                      Tensor seq_lens, Tensor block_table, OptTensor sinks, double scale,
                      int64_t window, double soft_cap, Tensor out) {
@@ -260,7 +265,7 @@ void paged_attention_step(Tensor q, Tensor key_cache, Tensor value_cache, Tensor
       checked_attention(op, q, key_cache, value_cache, cu_seqlens_q, seq_lens, block_table, sinks,
                         scale, window, soft_cap, max_queries, out);
   const Launch on = launch_on(op, q);
-  if (!nothing_to_do(call)) attend(on, call);
+  if (!nothing_to_do(call)) attend_step(on, call);
 }
 FD_EXPORT(paged_attention_step)
 
