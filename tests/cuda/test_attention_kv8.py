@@ -223,6 +223,25 @@ def test_a_token_of_nan_spoils_only_itself_and_later_ones(
     assert_close(paged_attention, "out", got[~spoilt], want[~spoilt])
 
 
+@both
+@every
+@pytest.mark.parametrize("shape", [(64, 64), (40, 16), (128, 20)], ids=str)
+def test_bytes_that_nobody_sees_change_nothing(
+    session: Session, kernel: str, codes: str, shape: tuple[int, int]
+) -> None:
+    """Codes and scales that no writer leaves, NaN among them, in slots and blocks beside those in use."""
+    dim, page = shape
+    options = {"heads": (4, 2), "dim": dim, "block_size": page}
+    inputs = step(19, dt.bfloat16.numpy(), [1, 5, 40], [70, 333, 9], codes, **options)
+    want = attended(session, kernel, inputs)
+    for name in ("key_cache", "value_cache"):
+        rows = inputs[name].view(np.int8)
+        scales = np.ascontiguousarray(rows[..., -SCALE_BYTES:]).view(np.float32)[..., 0]
+        assert np.isnan(scales).any()
+        rows[np.isnan(scales)] = np.array([0x7F, -1] * (rows.shape[-1] // 2), np.int8)
+    assert bits(attended(session, kernel, inputs)) == bits(want)
+
+
 @every
 def test_rows_do_not_depend_on_each_other(session: Session, kernel: str) -> None:
     """Bit for bit, when other rows' maxima rise at other keys and other sequences are shorter."""

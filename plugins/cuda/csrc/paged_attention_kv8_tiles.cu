@@ -35,11 +35,13 @@ __global__ void __launch_bounds__(kKv8TileThreads, 2)
     const bool even = key + S::Keys <= first + 1 && key >= attention_first(a, last);
     float s[S::M][S::Keys / 8][4] = {};
     state.products(shared_address(shared), shared_address(shared + S::AtKeys), s);
-    state.rate(a, bent, key_scales, s);
+    state.rate(key_scales, s);
+    if (bent) state.bend(a, s);
     if (!even || it.rows < S::Rows) state.mask(a, key, s);
-    state.grow(value_scales);
     state.weigh(bent, s);
-    state.add(shared_address(shared + S::AtValues), value_scales, !even, s);
+    const bool wild = state.grow(value_scales);
+    state.scale(value_scales, wild && !even, s);
+    state.add(shared_address(shared + S::AtValues), s);
   }
   state.write(a, it, Codes::kPlaced);
 }

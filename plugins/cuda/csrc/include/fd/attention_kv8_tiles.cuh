@@ -117,15 +117,26 @@ template <typename Codes, int D>
 __device__ __forceinline__ void kv8_tile_widen(const AttentionArgs& a, const Kv8TileItem& it,
                                                int key, const char* codes, char* shared) {
   using S = Kv8Tiles<D>;
-  const int pitch = a.dim + kScaleBytes;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < 2 * S::Keys * S::Packs; i += kKv8TileThreads) {
-    const int row = i / S::Packs, pack = i % S::Packs;
-    const uint32_t* from = reinterpret_cast<const uint32_t*>(codes + row * pitch) + 2 * pack;
-    uint4 wide;
-    Codes::widen(from[0], wide.x, wide.y);
-    Codes::widen(from[1], wide.z, wide.w);
-    *reinterpret_cast<uint4*>(shared + S::AtKeys + kv8_tile_place<D>(row, pack)) = wide;
+  constexpr int kStep = kKv8TileThreads / S::Packs, kBatch = 4;  // rows of a turn, turns at a time
+  const int pitch = a.dim + kScaleBytes, pack = threadIdx.x % S::Packs;
+  const int first = threadIdx.x / S::Packs;
+#pragma unroll
+  for (int base = 0; base < 2 * S::Keys; base += kBatch * kStep) {
+    uint2 narrow[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const char* from = codes + (first + base + i * kStep) * pitch + 8 * pack;
+      narrow[i].x = *reinterpret_cast<const uint32_t*>(from);
+      narrow[i].y = *reinterpret_cast<const uint32_t*>(from + 4);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      uint4 wide;
+      Codes::widen(narrow[i].x, wide.x, wide.y);
+      Codes::widen(narrow[i].y, wide.z, wide.w);
+      const uint32_t place = kv8_tile_place<D>(first + base + i * kStep, pack);
+      *reinterpret_cast<uint4*>(shared + S::AtKeys + place) = wide;
+    }
   }
   for (int row = threadIdx.x; row < 2 * S::Keys; row += kKv8TileThreads) {
     const int at = key + row % S::Keys;
@@ -162,25 +173,30 @@ struct Kv8TileState {
       }
   }
 
-  // The unit grows with the largest finite scale of values.
-  __device__ __forceinline__ void grow(const float* scales) {
-    uint32_t most = 0;
+  // The unit grows with the largest finite scale of values; whether there is one that is not.
+  __device__ __forceinline__ bool grow(const float* scales) {
+    uint32_t most = 0, wild = 0;
 #pragma unroll
     for (int i = threadIdx.x % kWarp; i < S::Keys; i += kWarp) {
       const uint32_t bits = magnitude_bits(scales[i]);
-      most = max(most, bits < 0x7f800000u ? bits : 0u);
+      if (bits < 0x7f800000u)
+        most = max(most, bits);
+      else
+        wild = 1;
     }
     most = warp_most(most);
-    if (most <= __float_as_uint(unit)) return;
-    const float old = unit;
-    unit = __uint_as_float((most & 0x7f800000u) + 0x00800000u);
-    const float shrink = old * power_below(__float_as_uint(unit), 0);
+    if (most > __float_as_uint(unit)) {
+      const float old = unit;
+      unit = __uint_as_float((most & 0x7f800000u) + 0x00800000u);
+      const float shrink = old * power_below(__float_as_uint(unit), 0);
 #pragma unroll
-    for (int m = 0; m < S::M; ++m)
+      for (int m = 0; m < S::M; ++m)
 #pragma unroll
-      for (int d = 0; d < D / 8; ++d)
+        for (int d = 0; d < D / 8; ++d)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) o[m][d][i] *= shrink;
+          for (int i = 0; i < 4; ++i) o[m][d][i] *= shrink;
+    }
+    return __any_sync(~0u, wild);
   }
 
   __device__ __forceinline__ void products(uint32_t queries, uint32_t keys, Logits& s) const {
@@ -207,21 +223,30 @@ struct Kv8TileState {
     }
   }
 
-  // Products times the keys' scales; logits in base 2 where they bend (attention_bent).
-  __device__ __forceinline__ void rate(const AttentionArgs& a, bool bent, const float* scales,
-                                       Logits& s) const {
-    const int t = threadIdx.x % 4;
+  // Products times the keys' scales.
+  __device__ __forceinline__ void rate(const float* scales, Logits& s) const {
 #pragma unroll
     for (int n = 0; n < S::Keys / 8; ++n) {
-      const float2 key = *reinterpret_cast<const float2*>(scales + 8 * n + 2 * t);
+      const float2 key = pair_of(scales, n);
 #pragma unroll
       for (int m = 0; m < S::M; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          s[m][n][i] *= i % 2 ? key.y : key.x;
-          if (bent) s[m][n][i] = attention_logit(a, s[m][n][i] * factor[m][i / 2]);
-        }
+        for (int i = 0; i < 4; ++i) s[m][n][i] *= i % 2 ? key.y : key.x;
     }
+  }
+  // Those of this lane's columns in the n-th eight.
+  __device__ __forceinline__ static float2 pair_of(const float* scales, int n) {
+    return *reinterpret_cast<const float2*>(scales + 8 * n + threadIdx.x % 4 * 2);
+  }
+
+  // Logits that are no multiples of the products by a positive scale.
+  __device__ __forceinline__ void bend(const AttentionArgs& a, Logits& s) const {
+#pragma unroll
+    for (int m = 0; m < S::M; ++m)
+#pragma unroll
+      for (int n = 0; n < S::Keys / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[m][n][i] = attention_logit(a, s[m][n][i] * factor[m][i / 2]);
   }
 
   __device__ __forceinline__ void mask(const AttentionArgs& a, int key, Logits& s) const {
@@ -242,6 +267,8 @@ struct Kv8TileState {
 
   // To weights, in place; the old sums shrink where a maximum rises.
   __device__ __forceinline__ void weigh(bool bent, Logits& s) {
+    float old[S::M][2];
+    bool same = true;
 #pragma unroll
     for (int m = 0; m < S::M; ++m)
 #pragma unroll
@@ -254,7 +281,8 @@ struct Kv8TileState {
         high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
         high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
         high = fmaxf(top[m][half], high * scale);
-        const float old = attention_rescale(top[m][half], high);
+        old[m][half] = attention_rescale(top[m][half], high);
+        same = same && old[m][half] == 1.f;
         const float zero = high == -INFINITY ? 0.f : high;
         float sum = 0.f;
 #pragma unroll
@@ -262,33 +290,44 @@ struct Kv8TileState {
 #pragma unroll
           for (int j = 2 * half; j < 2 * half + 2; ++j)
             s[m][n][j] = attention_exp2(fmaf(s[m][n][j], scale, -zero)), sum += s[m][n][j];
-        total[m][half] = total[m][half] * old + sum, top[m][half] = high;
-#pragma unroll
-        for (int d = 0; d < D / 8; ++d) o[m][d][2 * half] *= old, o[m][d][2 * half + 1] *= old;
+        total[m][half] = total[m][half] * old[m][half] + sum, top[m][half] = high;
       }
+    if (__all_sync(~0u, same)) return;
+#pragma unroll
+    for (int m = 0; m < S::M; ++m)
+#pragma unroll
+      for (int d = 0; d < D / 8; ++d)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[m][d][i] *= old[m][i / 2];
   }
 
-  // Weights times scales, then times the values. Where rows see different keys (`uneven`), a scale
-  // that is NaN leaves those alone that do not see its key.
-  __device__ __forceinline__ void add(uint32_t values, const float* scales, bool uneven,
-                                      Logits& s) {
-    const int lane = threadIdx.x % kWarp;
+  // Weights times values' scales, in place. `careful`: a scale that is NaN leaves those rows alone
+  // that do not see its key.
+  __device__ __forceinline__ void scale(const float* scales, bool careful, Logits& s) const {
     const float shrink = unit > 0.f ? power_below(__float_as_uint(unit), 0) : 1.f;
+#pragma unroll
+    for (int n = 0; n < S::Keys / 8; ++n) {
+      const float2 value = pair_of(scales, n);
+      const float low = value.x * shrink, high = value.y * shrink;
+#pragma unroll
+      for (int m = 0; m < S::M; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (!careful || s[m][n][i] != 0.f) s[m][n][i] *= i % 2 ? high : low;
+    }
+  }
+
+  __device__ __forceinline__ void add(uint32_t values, const Logits& s) {
+    const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int k = 0; k < S::Keys / 16; ++k) {
       uint32_t weights[S::M][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 pair =
-            *reinterpret_cast<const float2*>(scales + 16 * k + i / 2 * 8 + lane % 4 * 2);
+      for (int m = 0; m < S::M; ++m)
 #pragma unroll
-        for (int m = 0; m < S::M; ++m) {
-          const float* x = &s[m][2 * k + i / 2][i % 2 * 2];
-          float low = x[0] * (pair.x * shrink), high = x[1] * (pair.y * shrink);
-          if (uneven) low = x[0] == 0.f ? 0.f : low, high = x[1] == 0.f ? 0.f : high;
-          weights[m][i] = pack2<f16>(low, high);
-        }
-      }
+        for (int i = 0; i < 4; ++i)
+          weights[m][i] =
+              pack2<f16>(s[m][2 * k + i / 2][i % 2 * 2], s[m][2 * k + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
       for (int d = 0; d < D / 16; ++d) {
         uint32_t tile[4];
