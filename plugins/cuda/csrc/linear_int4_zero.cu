@@ -11,19 +11,10 @@
 
 namespace fd {
 
-template <typename T, int Group>
-void linear_int4_zero_launch(const Launch& on, Tensor x, Tensor codes, Tensor steps, OptTensor bias,
-                             Tensor out, const LinearSink& sink) {
-  const Int4ZeroWeights<T, Group> weights{
-      {codes.data<uint4>(), static_cast<int>(codes.size(1))}, steps.data<uint4>(), out.size(1)};
-  packed_linear<Int4ZeroWeights<T, Group>, T>(on, weights, x, bias, out, sink);
-}
-
 void linear_int4_zero(Tensor x, Tensor codes, Tensor steps, OptTensor bias, Tensor out) {
   const char* op = "linear_int4_zero";
   const LinearSink sink = linear_sink(op, x, bias, out);
-  const int64_t group = check_int4_codes(op, codes, out.size(1), x.size(1));
-  check_int4_steps(op, steps, codes);
+  const int64_t group = check_int4_zero(op, codes, steps, out.size(1), x.size(1));
   check_packed_input(op, x);
   same_device(op, x, {codes, steps, bias, out});
   if (out.numel() == 0) return;
@@ -31,8 +22,9 @@ void linear_int4_zero(Tensor x, Tensor codes, Tensor steps, OptTensor bias, Tens
   check_tensor_cores(on);
   const auto go = [&](auto tag) {
     using T = decltype(tag);
-    group == 64 ? linear_int4_zero_launch<T, 64>(on, x, codes, steps, bias, out, sink)
-                : linear_int4_zero_launch<T, 128>(on, x, codes, steps, bias, out, sink);
+    with_int4_zero_weights<T>(group, codes, steps, out.size(1), [&](const auto& weights) {
+      packed_linear<std::decay_t<decltype(weights)>, T>(on, weights, x, bias, out, sink);
+    });
   };
   is<bf16>(x) ? go(bf16{}) : go(f16{});
 }

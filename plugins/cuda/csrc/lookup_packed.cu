@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(256)
 
 #ifndef __CUDACC_RTC__
 #include "fd/ids.h"
-#include "fd/packed_checks.h"
+#include "fd/packed_kinds.h"
 #include "fd/packed_linear.h"
 
 namespace fd {
@@ -80,19 +80,20 @@ inline Ids lookup_ids(const char* op, Tensor ids, Tensor out) {
   return ids_of(op, "ids", ids);
 }
 
-// Calls make(tag of out's type) for the weights, and launches.
+// A launch over the weights that with(tag of out's type, f) gives to f.
 template <typename F>
-void lookup_launch(const char* op, const Ids& ids, Tensor codes, Tensor out, F&& make) {
+void lookup_launch(const char* op, const Ids& ids, Tensor codes, Tensor out, F&& with) {
   if (out.numel() == 0) return;
   const Launch on = launch_on(op, codes);
   check_tensor_cores(on);
   const auto go = [&](auto tag) {
     using T = decltype(tag);
-    const auto weights = make(tag);
-    check_range(on, "ids", ids, 0, weights.columns);
-    run_overlapped(on, lookup_packed_rows<std::decay_t<decltype(weights)>, T>,
-                   dim3(blocks_of(ids.count * weights.windows, 8)), dim3(256), 0, weights, ids,
-                   out.size(1), out.data<T>(), out.stride(0));
+    with(tag, [&](const auto& weights) {
+      check_range(on, "ids", ids, 0, weights.columns);
+      run_overlapped(on, lookup_packed_rows<std::decay_t<decltype(weights)>, T>,
+                     dim3(blocks_of(ids.count * weights.windows, 8)), dim3(256), 0, weights, ids,
+                     out.size(1), out.data<T>(), out.stride(0));
+    });
   };
   is<bf16>(out) ? go(bf16{}) : go(f16{});
 }
@@ -100,12 +101,11 @@ void lookup_launch(const char* op, const Ids& ids, Tensor codes, Tensor out, F&&
 void lookup_int8(Tensor ids, Tensor codes, Tensor scales, Tensor out) {
   const char* op = "lookup_int8";
   const Ids wanted = lookup_ids(op, ids, out);
-  Check{op, "scales", scales}.rank(1).dtype<float>("float32").contiguous();
-  check_int8_codes(op, codes, scales.size(0), out.size(1));
+  Check{op, "scales", scales}.rank(1);
+  check_int8(op, codes, scales, scales.size(0), out.size(1));
   same_device(op, codes, {ids, scales, out});
-  lookup_launch(op, wanted, codes, out, [&](auto tag) {
-    return Int8Weights<decltype(tag)>{{codes.data<uint4>(), static_cast<int>(codes.size(1))},
-                                      {scales.data<float>(), scales.size(0)}};
+  lookup_launch(op, wanted, codes, out, [&](auto tag, auto&& f) {
+    f(int8_weights<decltype(tag)>(codes, scales, scales.size(0)));
   });
 }
 FD_EXPORT(lookup_int8)
@@ -134,31 +134,12 @@ FD_EXPORT(lookup_int8_rows)
 void lookup_int4(Tensor ids, Tensor codes, Tensor scales, Tensor out) {
   const char* op = "lookup_int4";
   const Ids wanted = lookup_ids(op, ids, out);
-  const bool by_row = scales.ndim() == 1;
-  const int64_t columns = by_row ? scales.size(0) : codes.size(0) * kSkinnyTile;
-  const int64_t window = check_int4_codes(op, codes, columns, out.size(1));
-  if (by_row)
-    check_row_scales(op, scales, columns);
-  else
-    Check{op, "scales", scales}.rank(3).dim(0, codes.size(0)).dim(1, codes.size(1)).dim(2, 16);
-  if (!by_row) Check{op, "scales", scales}.dtype<bf16>("bfloat16").contiguous();
+  const int64_t columns = scales.ndim() == 1 ? scales.size(0) : codes.size(0) * kSkinnyTile;
+  const int group = check_int4(op, codes, scales, columns, out.size(1));
   same_device(op, codes, {ids, scales, out});
-  const int windows = static_cast<int>(codes.size(1));
-  const auto launch = [&](auto&& make) { lookup_launch(op, wanted, codes, out, make); };
-  const uint4* units = codes.data<uint4>();
-  if (by_row) {
-    if (window != kInt4RowWindow)
-      fail("ValueError", op, ".codes: want 1024 bytes in dimension 2, have ", shape_text(codes));
-    return launch([&](auto tag) {
-      return Int4RowWeights<decltype(tag)>{{units, windows}, {scales.data<float>(), columns}};
-    });
-  }
-  const uint32_t* pairs = scales.data<uint32_t>();
-  if (window == 64)
-    return launch(
-        [&](auto tag) { return Int4Weights<decltype(tag), 64>{{units, windows}, pairs, columns}; });
-  launch(
-      [&](auto tag) { return Int4Weights<decltype(tag), 128>{{units, windows}, pairs, columns}; });
+  lookup_launch(op, wanted, codes, out, [&](auto tag, auto&& f) {
+    with_int4_weights<decltype(tag)>(group, codes, scales, columns, f);
+  });
 }
 FD_EXPORT(lookup_int4)
 
@@ -166,18 +147,10 @@ void lookup_int4_zero(Tensor ids, Tensor codes, Tensor steps, Tensor out) {
   const char* op = "lookup_int4_zero";
   const Ids wanted = lookup_ids(op, ids, out);
   const int64_t columns = codes.size(0) * kSkinnyTile;
-  const int64_t window = check_int4_codes(op, codes, columns, out.size(1));
-  check_int4_steps(op, steps, codes);
+  const int64_t group = check_int4_zero(op, codes, steps, columns, out.size(1));
   same_device(op, codes, {ids, steps, out});
-  const uint4* units = codes.data<uint4>();
-  const int windows = static_cast<int>(codes.size(1));
-  const auto launch = [&](auto&& make) { lookup_launch(op, wanted, codes, out, make); };
-  if (window == 64)
-    return launch([&](auto tag) {
-      return Int4ZeroWeights<decltype(tag), 64>{{units, windows}, steps.data<uint4>(), columns};
-    });
-  launch([&](auto tag) {
-    return Int4ZeroWeights<decltype(tag), 128>{{units, windows}, steps.data<uint4>(), columns};
+  lookup_launch(op, wanted, codes, out, [&](auto tag, auto&& f) {
+    with_int4_zero_weights<decltype(tag)>(group, codes, steps, columns, f);
   });
 }
 FD_EXPORT(lookup_int4_zero)

@@ -24,10 +24,22 @@ inline void check_int8_codes(const char* op, Tensor codes, int64_t columns, int6
   Check{op, "codes", codes}.dim(1, blocks_of(depth, kInt8Window)).dim(2, kSkinnyTile * kInt8Window);
 }
 
-// Scales and zero points beside `codes`.
-inline void check_int4_steps(const char* op, Tensor steps, Tensor codes) {
+// Codes, and scales and zero points beside them; returns the group's length.
+inline int64_t check_int4_zero(const char* op, Tensor codes, Tensor steps, int64_t columns,
+                               int64_t depth) {
+  const int64_t window = check_int4_codes(op, codes, columns, depth);
   Check{op, "steps", steps}.rank(3).dtype<uint8_t>("uint8").contiguous();
   Check{op, "steps", steps}.dim(0, codes.size(0)).dim(1, codes.size(1)).dim(2, kStepBytes);
+  return window;
+}
+
+// f(weights) for what check_int4_zero returned.
+template <typename T, typename F>
+void with_int4_zero_weights(int64_t group, Tensor codes, Tensor steps, int64_t columns, F&& f) {
+  const int windows = static_cast<int>(codes.size(1));
+  const uint4 *units = codes.data<uint4>(), *from = steps.data<uint4>();
+  if (group == 64) return f(Int4ZeroWeights<T, 64>{{units, windows}, from, columns});
+  f(Int4ZeroWeights<T, 128>{{units, windows}, from, columns});
 }
 
 // A float32 scale for each of `columns`.
