@@ -200,8 +200,13 @@ class MixtureOfExperts:
         yield from self.experts.parts()
 
     def __call__(self, residual: Residual, norm: RMSNorm) -> None:
-        n, sizes, ops = residual.rows, self._sizes, self._ops
         x = residual.normed(norm)
+        self.run(x, x)
+        residual.pending = True
+
+    def run(self, x: Tensor, out: Tensor) -> None:
+        """out [tokens, hidden] = the scored sum of the experts of x; `out` may be `x`."""
+        n, sizes, ops = x.shape[0], self._sizes, self._ops
         scores, rows, results = self._scores.rows(n), self._rows.rows(n), self._results.rows(n)
         places, weights, ids = self._places.rows(n), self._weights.rows(n), self._ids.rows(n)
         owners, ends = self._owners.rows(n), self._ends
@@ -209,5 +214,4 @@ class MixtureOfExperts:
         choice = (sizes.chosen, False, "", False)
         ops.moe_expert_dispatch(x, scores, None, None, *choice, rows, ends, places, weights, ids, owners)
         self.experts(rows, ends, owners, results)
-        ops.moe_expert_reduce(results, weights, places, ids, None, sizes.normalise, 1.0, x)
-        residual.pending = True
+        ops.moe_expert_reduce(results, weights, places, ids, None, sizes.normalise, 1.0, out)

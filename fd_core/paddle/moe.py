@@ -36,5 +36,5 @@ class FusedMoE(Layer):
 
     def forward(self, x: paddle.Tensor) -> Any:
         self.gate.ready()
-        out = self.experts.run(self._block, rows_of(x), (x.shape[-1],))
+        out = self.experts.run(self._block.run, rows_of(x), (x.shape[-1],))
         return out if x.ndim == 2 else out.reshape(x.shape)

@@ -111,7 +111,7 @@ class TestLlama:
         load_weights([*own.layers()], open_source(folder), ignored=["*"], progress=False)
         x = RNG.standard_normal((5, config.hidden_size)).astype(np.float32)
         ours = [current_session().platform.from_host(a) for a in (x, np.empty_like(x))]
-        own(*ours)
+        own.run(*ours)
         np.testing.assert_array_equal(layer(paddle.to_tensor(x)).numpy(), ours[1].numpy())
 
 
