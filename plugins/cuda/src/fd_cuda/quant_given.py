@@ -60,27 +60,32 @@ def pack_given(method: IntegerLinear, weights: Mapping[str, Tensor]) -> tuple[Te
     """(codes, scales) in device memory of a weight that lies on the grid of "scale", and "zero" if there is
     one: the codes are exactly the grid's."""
     platform = method.platform
-    given = {name: tensor.numpy() for name, tensor in weights.items()}
-    if "zero" in given:
-        given["scale"], given["zero"] = turned(given["scale"], given["zero"])
-    weight, scale, zero = (
-        platform.from_host(given[name]) if name in given else None for name in ("weight", "scale", "zero")
-    )
-    zeros = (zero,) if method.takes_zero else ()
-    codes, scales = method.packed_specs(*given["weight"].shape)
+    steps = {name: weights[name].numpy() for name in ("scale", "zero") if name in weights}
+    if "zero" in steps:
+        steps["scale"], steps["zero"] = turned(steps["scale"], steps["zero"])
+    given = {name: platform.from_host(array) for name, array in steps.items()}
+    optional = (given.get("zero"),) if method.takes_zero else ()
+    codes, scales = method.packed_specs(*weights["weight"].shape)
     packed = platform.empty(codes)
-    library.function(method.given_packer)(weight, scale, *zeros, packed)
-    arranged = method.arranged(codes.shape[1], given["scale"], given.get("zero"))
+    weight = copied(platform, weights["weight"])
+    library.function(method.given_packer)(weight, given["scale"], *optional, packed)
+    arranged = method.arranged(codes.shape[1], steps["scale"], steps.get("zero"))
     assert arranged.shape == scales.shape
     return packed, platform.from_host(arranged)
+
+
+def copied(platform: Any, tensor: Tensor) -> Tensor:
+    """A copy in device memory, of host or device memory."""
+    made: Tensor = platform.empty(tensor.spec)
+    made.copy_from(tensor)
+    return made
 
 
 def find_steps(method: IntegerLinear, weight: Tensor, group: int) -> dict[str, Tensor]:
     """`weight` with the "scale" and the "zero" of every group of inputs (0: of all) that suit it best."""
     platform, groups = method.platform, -(-weight.shape[1] // group) if group else 1
-    plain = platform.from_host(weight.numpy())
     spec = TensorSpec((weight.shape[0], groups), dt.float32)
     scale, zero = platform.empty(spec), platform.empty(spec)
-    library.function("int4_steps")(plain, group, scale, zero)
+    library.function("int4_steps")(copied(platform, weight), group, scale, zero)
     found = {"scale": scale, "zero": zero}
     return {"weight": weight, **{n: from_numpy(platform.to_host(t)) for n, t in found.items()}}
