@@ -2,7 +2,8 @@
 
     python benchmarks/cuda/bench_int4_zero.py [--json FILE] [--only NAME]
 
-Timed as in bench_linear.py. The rate counts the weights as they are stored: codes, scales, zero points.
+Timed as in bench_linear.py, beside linear_int4 in the column of torch. The rate counts the weights as
+they are stored: codes, scales, zero points.
 """
 
 from __future__ import annotations
