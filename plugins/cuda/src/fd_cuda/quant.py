@@ -5,7 +5,7 @@ or per output (-1), with `zero_point` an integer zero point beside each; activat
 `w8a8`: as `wint8`, and each token's activations become int8 with a scale of their own; products are summed
 exactly. Layouts: csrc/include/fd/packed_weights.cuh, packed_zero.cuh. Checkpoints that hold codes (`fd
 quantize`, and public ones) are packed while they load.
-Routers and experts stay as they are.
+Routers stay as they are, as do experts with `w8a8`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import numpy as np
 from fd_core.api import dtype as dt
 from fd_core.api.device import DeviceInfo
 from fd_core.api.dtype import FLOATS, DType
-from fd_core.api.quant import Grid, LinearSpec, QuantMethod
+from fd_core.api.quant import ExpertMethod, Fusion, Grid, LinearSpec, QuantMethod
 from fd_core.api.tensor import Tensor, TensorSpec
 from fd_core.api.verdict import YES, ReasonCode, Verdict
 from fd_core.quantization.config import QuantError
 from fd_core.quantization.formats import FORMATS
 from fd_core.quantization.unquantized import Unquantized
 from fd_cuda import library
+from fd_cuda.quant_experts import PackedExperts
 from fd_cuda.quant_given import find_steps, pack_given, scale_pairs, step_bytes, step_spec
 
 #: Rows of a weight that are packed together, and steps of k of a window (packed_weights.cuh): of int8
@@ -69,10 +70,21 @@ def _want(fits: bool, code: ReasonCode, subject: str) -> Callable[[object, objec
     return lambda want, have, fix: YES if fits else Verdict.no(code, subject, want, have, fix)
 
 
+#: Up to these rows of x one kernel takes norm, gate and addition along (skinny.cuh).
+FUSED_ROWS = 8
+
+
+def takes_along(x: Tensor, out: Tensor, fusion: Fusion) -> bool:
+    """Whether the fused kernels take what tensor cores multiply: 16-bit types in 16-byte units, and gates
+    of whole tiles."""
+    return x.dtype in HALVES and x.shape[1] % 8 == 0 and not (fusion.gated and out.shape[1] % TILE)
+
+
 class FixedLinear(Unquantized):
     """Method "none": the `linear` op's kernels, which read weights while the kernel before them ends."""
 
     priority: ClassVar[int] = 100
+    fused_rows: ClassVar[int] = FUSED_ROWS
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -82,6 +94,14 @@ class FixedLinear(Unquantized):
 
     def apply(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         self._linear(x, packed, bias, out)
+
+    def apply_fused(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor, fusion: Fusion) -> bool:
+        equal = packed.dtype == x.dtype and self.device.arch_rank >= FIRST
+        if not (equal and takes_along(x, out, fusion)):
+            return False
+        fused = library.function("linear_fused")  # not there below sm_80
+        fused(x, packed, bias, fusion.norm, fusion.eps, fusion.gated, fusion.add, out)
+        return True
 
 
 class IntegerLinear(QuantMethod):
@@ -97,6 +117,10 @@ class IntegerLinear(QuantMethod):
     lookup_kernel: str
     #: Whether `given_packer` takes zero points too.
     takes_zero: ClassVar[bool] = False
+    #: The export that takes norm, gate and addition along; empty: none.
+    fused_kernel: str = ""
+    #: The export that runs experts; empty: none.
+    expert_kernel: ClassVar[str] = ""
     #: Of what the number of inputs must be a multiple.
     multiple: ClassVar[int] = 8
 
@@ -144,6 +168,9 @@ class IntegerLinear(QuantMethod):
         library.function(self.packer)(plain, *packed)
         return packed
 
+    def experts(self) -> ExpertMethod | None:
+        return PackedExperts(self, self.expert_kernel) if self.expert_kernel else None
+
     def grid(self) -> Grid:
         return Grid(-128, 127, 0, by_effect=False)
 
@@ -163,15 +190,25 @@ class IntegerLinear(QuantMethod):
         codes, scales = packed
         self._linear(x, codes, scales, bias, out)
 
+    def apply_fused(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor, fusion: Fusion) -> bool:
+        if not (self.fused_kernel and takes_along(x, out, fusion)):
+            return False
+        fused = library.function(self.fused_kernel)
+        fused(x, *packed, bias, fusion.norm, fusion.eps, fusion.gated, fusion.add, out)
+        return True
+
 
 class Int8Linear(IntegerLinear):
     """Method "wint8"."""
 
     name: ClassVar[str] = "wint8"
     kernel: ClassVar[str] = "linear_int8"
+    fused_kernel: str = "linear_int8_fused"
+    fused_rows: ClassVar[int] = FUSED_ROWS
     packer: ClassVar[str] = "pack_int8_weight"
     given_packer: ClassVar[str] = "pack_int8_given"
     lookup_kernel: str = "lookup_int8"
+    expert_kernel: ClassVar[str] = "moe_expert_int8"
 
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
         return int8_spec(columns, depth), TensorSpec((columns,), dt.float32)
@@ -182,10 +219,13 @@ class Int4Linear(IntegerLinear):
 
     name: ClassVar[str] = "wint4"
     kernel: ClassVar[str] = "linear_int4"
+    fused_kernel: str = "linear_int4_fused"
+    fused_rows: ClassVar[int] = FUSED_ROWS
     packer: ClassVar[str] = "pack_int4_weight"
     given_packer: ClassVar[str] = "pack_int4_given"
     lookup_kernel: str = "lookup_int4"
     takes_zero: ClassVar[bool] = True
+    expert_kernel: ClassVar[str] = "moe_expert_int4"
 
     def __init__(
         self, device: DeviceInfo, platform: Any, ops: Any, config: Mapping[str, Any] | None = None
@@ -204,7 +244,7 @@ class Int4Linear(IntegerLinear):
         super().__init__(device, platform, ops, config)
         if self.zero_point:
             self._linear = library.function("linear_int4_zero")
-            self.lookup_kernel = "lookup_int4_zero"
+            self.fused_kernel, self.lookup_kernel = "linear_int4_zero_fused", "lookup_int4_zero"
 
     def grid(self) -> Grid:
         return Grid(-8, 7, 0 if self.group == WHOLE else self.group, ZEROS if self.zero_point else None)
@@ -220,6 +260,9 @@ class Int4Linear(IntegerLinear):
         if self.group == WHOLE:
             return super().arranged(windows, scale)
         return scale_pairs(scale, windows)
+
+    def experts(self) -> ExpertMethod | None:
+        return None if self.zero_point else super().experts()
 
     def packed_specs(self, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
         codes = int4_spec(columns, depth, self.group)
