@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   auto& sh = *reinterpret_cast<Sm90Shared<D>*>(raw + (1024 - shared32(raw) % 1024) % 1024);
   sm90_begin<D>(sh);
   wait_for_inputs();
-  const int first = threadIdx.x < kWarp ? sm90_take(taken) : 0;
+  const int first = sm90_take(taken);
   sm90_plan(a, shape, scratch, sh);
   if (threadIdx.x < 128) {
     fewer_registers<kSm90CopyRegisters>();
@@ -226,14 +226,11 @@ namespace fd {
 constexpr int kSm90Sequences = 416;  // their prefix sums share a block's memory with the tiles
 constexpr int kSm90Tokens = 1 << (kSm90ItemBits - 1);
 
-// The split kernel's scratch: both write before they read, and leave counters at zero.
-constexpr size_t kSm90Partials = size_t{64} << 20;
-
+// The scratch of all attention: each launch writes before it reads, and leaves counters at zero.
 inline Sm90Scratch sm90_scratch(const Launch& on, int dim) {
-  const int slots = static_cast<int>(kSm90Partials / (kSm90Rows * (dim + 2) * sizeof(float)));
-  return {static_cast<float*>(workspace(on, Scratch::kAttentionPartials, kSm90Partials)),
-          static_cast<int*>(workspace(on, Scratch::kAttentionCounters, slots * sizeof(int))),
-          slots};
+  const AttentionScratch scratch = attention_scratch(on);
+  const size_t slot = kSm90Rows * (dim + 2) * sizeof(float);
+  return {scratch.partial, scratch.counters, static_cast<int>(kAttentionScratch / slot)};
 }
 
 using Sm90Encoder = decltype(&cuTensorMapEncodeTiled);

@@ -81,10 +81,9 @@ __device__ __forceinline__ void sm90_plan(const AttentionArgs& a, const Sm90Shap
 }
 
 // The next item of the list: blocks take them as they come, their first one too, so that whatever a
-// block waits for has been taken by one that runs. By the copying warp.
+// block waits for has been taken by one that runs. The copying warp's first lane knows which.
 __device__ __forceinline__ int sm90_take(int* taken) {
-  const int index = threadIdx.x == 0 ? atomicAdd(taken, 1) : 0;
-  return __shfl_sync(~0u, index, 0);
+  return threadIdx.x == 0 ? atomicAdd(taken, 1) : 0;
 }
 
 // Every block takes once in vain; the last one leaves the counter at zero.
@@ -162,41 +161,44 @@ struct Sm90Copies {
   }
 };
 
-// Item `index`, or the next one with keys; false at the end of the list.
+// The item taken, or the next one with keys; false at the end of the list.
 __device__ __forceinline__ bool sm90_next(const AttentionArgs& a, const Sm90Shape& shape,
-                                          const Sm90List& list, int* taken, int index,
+                                          const Sm90List& list, int* taken, int take,
                                           Sm90Item& it) {
+  int index = __shfl_sync(~0u, take, 0);
   while (!sm90_ended(taken, index, list.total)) {
     it = sm90_item(a, shape, list, index);
     if (it.begin < it.end) return true;
-    index = sm90_take(taken);
+    index = __shfl_sync(~0u, sm90_take(taken), 0);
   }
   return false;
 }
 
-// `index`: the block's first item.
+// `take`: the block's first item.
 template <int D>
 __device__ __forceinline__ void sm90_produce(const AttentionArgs& a, const Sm90Maps& maps,
-                                             const Sm90Shape& shape, int* taken, int index,
+                                             const Sm90Shape& shape, int* taken, int take,
                                              Sm90Shared<D>& sh) {
   const Sm90List list = sm90_list_of(sh);
   const int lane = threadIdx.x, boxes = kSm90Keys / shape.box, column = lane / boxes;
   const int row = column < D / 64 ? lane % boxes * shape.box : kSm90Keys;
   Sm90Copies<D> copies{a, maps, shape, sh, lane, row, column, {}, {}, {}};
-  Sm90Item next;
-  bool more = sm90_next(a, shape, list, taken, index, next), first = true;
-  Sm90Place left{};
+  Sm90Item next{};
+  bool more = sm90_next(a, shape, list, taken, take, next), first = true;
+  Sm90Place left{}, here = copies.place(next, next.first_key());
   while (more) {
     const Sm90Item it = next;
     copies.copy_queries(it);
-    index = sm90_take(taken);
-    Sm90Place here = copies.place(it, it.first_key());
+    take = sm90_take(taken);
     for (int key = it.first_key(); key < it.end; key += kSm90Keys) {
       copies.copy_keys(here);
-      const Sm90Place then = copies.place(it, key + kSm90Keys);
+      const Sm90Place now = here;
+      const bool last = key + kSm90Keys >= it.end;
+      if (!last) here = copies.place(it, key + kSm90Keys);
       if (!first) copies.copy_values(left);
-      left = here, here = then, first = false;
-      if (key == it.first_key()) more = sm90_next(a, shape, list, taken, index, next);
+      left = now, first = false;
+      if (key == it.first_key()) more = sm90_next(a, shape, list, taken, take, next);
+      if (last) here = copies.place(next, next.first_key());
     }
   }
   if (!first) copies.copy_values(left);

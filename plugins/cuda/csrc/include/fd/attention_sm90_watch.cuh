@@ -6,26 +6,37 @@
 
 namespace fd {
 
+// The highest bits of a word's halves tell infinities and NaN once one more is added to exponents.
+template <typename T>
+__device__ __forceinline__ uint32_t sm90_wild(const uint4& pack) {
+  constexpr bool kBf16 = std::is_same_v<T, bf16>;
+  constexpr uint32_t kExponents = kBf16 ? 0x7f807f80u : 0x7c007c00u;
+  constexpr uint32_t kOne = kBf16 ? 0x00800080u : 0x04000400u;
+  return ((pack.x & kExponents) + kOne) | ((pack.y & kExponents) + kOne) |
+         ((pack.z & kExponents) + kOne) | ((pack.w & kExponents) + kOne);
+}
+
 // Weights of keys that a row does not see are zero, but zero times NaN is not. Values that nobody
 // sees become zero; whether there are infinities or NaN among those that some rows do not see.
 template <typename T, int D>
 __device__ __forceinline__ bool sm90_look(const Sm90Span& span, int key, char* tile) {
   constexpr int kThreads = kSm90Watchers * kWarp;
-  const int from = key < span.all_begin ? 0 : max(span.all_end - key, 0) / 8 * 8;
-  bool found = false;
-#pragma unroll 2
+  const int from = key < span.all_begin ? 0 : max(span.all_end - key, 0);
+  uint32_t found = 0;
+#pragma unroll 4
   for (int i = from * 8 + threadIdx.x - kWarp; i < kSm90Keys * 8; i += kThreads) {
     const int at = key + i / 8;
     const bool unseen = at < span.begin || at >= span.end, all = span.all_see(at);
 #pragma unroll
     for (int column = 0; column < D / 64; ++column) {
       uint4& pack = reinterpret_cast<uint4*>(tile)[column * kSm90Keys * 8 + i];
-      if (unseen) pack = uint4{};
-      uint4 copy = pack;
-      found = (tame<T>(copy) && !all) || found;
+      if (unseen)
+        pack = uint4{};
+      else
+        found |= all ? 0u : sm90_wild<T>(pack);
     }
   }
-  return found;
+  return (found & 0x80008000u) != 0;
 }
 
 template <typename T, int D>
