@@ -54,14 +54,23 @@ inline int64_t check_fused(const char* op, const Tensor& x, const FusedEnds& end
   return out.size(1) * (ends.gated ? 2 : 1);
 }
 
+// Packed weights: one block of two teams on a multiprocessor. In a decoder block, products with a
+// norm before them take turns with those without.
 template <typename Weights, typename T>
 void fused_launch(const Launch& on, const Weights& weights, const Tensor& x, const FusedEnds& ends,
                   const LinearSink& sink) {
+  constexpr int kTeams = Weights::kBlocks;
+  const SkinnyRoom room = kTeams == 1               ? SkinnyRoom::kCrowd
+                          : ends.norm || ends.gated ? SkinnyRoom::kWide
+                                                    : SkinnyRoom::kNarrow;
   const NormStart<T> start{ends.norm ? ends.norm.data<T>() : nullptr, static_cast<float>(ends.eps)};
   const SkinnyInput<T> input = skinny_input<T>(x, true);
-  const bool fits =
-      ends.gated ? skinny_launch(on, weights, input, GatedSink<T>{sink, weights.columns / 2}, start)
-                 : skinny_launch(on, weights, input, AddingSink<T>{sink, ends.add}, start);
+  const auto go = [&](const auto& from, const auto& to) {
+    return skinny_launch<kTeams>(on, weights, input, to, from, room);
+  };
+  const bool fits = ends.gated  ? go(start, GatedSink<T>{sink, weights.columns / 2})
+                    : ends.norm ? go(start, AddingSink<T>{sink, ends.add})
+                                : go(PlainStart<T>{}, AddingSink<T>{sink, ends.add});
   if (!fits)
     fail("ValueError", on.op, ".x: want rows short enough for a block's shared memory, have ",
          shape_text(x));

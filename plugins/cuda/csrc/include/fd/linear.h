@@ -91,44 +91,68 @@ void tensor_launch(const Launch& on, const TensorTiles<T>& job, const Sink& sink
   tensor_launch(on, job, PlainFold{skinny_slice(job.depth, kPlainWindow)}, sink);
 }
 
+// How blocks of skinny.cuh share the multiprocessors. Crowd: `per_sm` of a kernel; where fewer
+// serve, no more are let in: started early, they would crowd on those multiprocessors that are free
+// first. A chain of kernels of one block each, kinds in turn, has room for the next beside it: one
+// Wide and one Narrow, but not two that are Wide; so each multiprocessor gets one block of every
+// kernel.
+enum class SkinnyRoom { kCrowd, kWide, kNarrow };
+
+inline int64_t skinny_room(const DeviceFacts& limits, SkinnyRoom room, int per_sm) {
+  if (room == SkinnyRoom::kWide) return std::min(limits.all_shared / 2, limits.block_shared);
+  const int parts = room == SkinnyRoom::kNarrow ? 3 : per_sm + 1;
+  return std::min(limits.all_shared / parts, limits.block_shared);
+}
+
+// A multiprocessor that a block of `Kernel` finds empty keeps all its memory for shared use: with as
+// little as this kernel needs, there would be no room for the next beside it. Once for each device.
+template <auto Kernel>
+void prefer_shared_once(const Launch& on) {
+  static std::atomic<bool> done[kMaxDevices];
+  if (done[on.device].load(std::memory_order_relaxed)) return;
+  const void* target = kernel_on(on.op, on.device, reinterpret_cast<const void*>(Kernel));
+  FD_CUDA_CHECK(on.op, cudaFuncSetAttribute(target, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                            cudaSharedmemCarveoutMaxShared));
+  done[on.device].store(true, std::memory_order_relaxed);
+}
+
 // y = x W^T for few rows; `S` windows of weights under way in each warp, at most `per_sm` blocks on
-// a multiprocessor. Where fewer serve, no more are let in: started early, they would crowd on those
-// multiprocessors that are free first.
-template <typename Weights, typename T, int S, typename Start, typename Sink>
+// a multiprocessor.
+template <typename Weights, int Teams, typename T, int S, typename Start, typename Sink>
 void skinny_launch_staged(const Launch& on, const Weights& weights, const SkinnyInput<T>& input,
-                          const Start& start, const Sink& sink, int per_sm) {
+                          const Start& start, const Sink& sink, int per_sm, SkinnyRoom room) {
   const DeviceFacts& limits = on.facts();
   const int tiles = static_cast<int>(blocks_of(weights.columns / Sink::kParts, kSkinnyTile));
   const int all =
       std::min(tiles, std::max(per_sm * limits.processors / input.groups, 1)) * input.groups;
   const int each = (all + limits.processors - 1) / limits.processors;
-  const int crowded = std::min(limits.all_shared / (each + 1), limits.block_shared);
-  const int64_t least = skinny_shared<Weights>(start, S, input.depth, input.each);
-  const auto shared = static_cast<size_t>(std::max<int64_t>(least, crowded));
-  constexpr auto kernel = linear_skinny<Weights, T, S, Start, Sink>;
+  const int64_t least = skinny_shared<Weights, Teams>(start, S, input.depth, input.each);
+  const auto shared = static_cast<size_t>(std::max(least, skinny_room(limits, room, each)));
+  constexpr auto kernel = linear_skinny<Weights, Teams, T, S, Start, Sink>;
   allow_shared_once<kernel>(on, limits.block_shared);
-  run_overlapped(on, kernel, dim3(static_cast<unsigned>(all)), dim3(32 * kSkinnyWarps), shared,
-                 weights, input, tiles, start, sink);
+  if (room != SkinnyRoom::kCrowd) prefer_shared_once<kernel>(on);
+  run_overlapped(on, kernel, dim3(static_cast<unsigned>(all)), dim3(32 * kSkinnyWarps * Teams),
+                 shared, weights, input, tiles, start, sink);
 }
 
 constexpr int kSharedOfSystem = 1024;  // bytes of every block
 
 // Blocks with rings of `stages` windows that fit on a multiprocessor.
-template <typename Weights, typename Start>
+template <typename Weights, int Teams, typename Start>
 int skinny_fitting(const DeviceFacts& limits, const Start& start, int stages, int64_t depth,
                    int each) {
-  const int64_t bytes = skinny_shared<Weights>(start, stages, depth, each);
+  const int64_t bytes = skinny_shared<Weights, Teams>(start, stages, depth, each);
   if (bytes > limits.block_shared) return 0;
   return static_cast<int>(limits.all_shared / (bytes + kSharedOfSystem));
 }
 
 // Shares rows out among blocks so that a share of x fits beside a flat ring; false where one row
 // does not.
-template <typename Weights, typename T, typename Start>
+template <typename Weights, int Teams, typename T, typename Start>
 bool skinny_share(const DeviceFacts& limits, const Start& start, SkinnyInput<T>* input) {
+  constexpr int kFlat = Weights::kFlat;
   int most = std::min(input->rows, kSkinnyRows);
-  while (most > 0 &&
-         skinny_fitting<Weights>(limits, start, Weights::kFlat, input->depth, most) == 0)
+  while (most > 0 && !skinny_fitting<Weights, Teams>(limits, start, kFlat, input->depth, most))
     --most;
   if (most == 0) return false;
   input->groups = (input->rows + most - 1) / most;
@@ -138,19 +162,22 @@ bool skinny_share(const DeviceFacts& limits, const Start& start, SkinnyInput<T>*
 
 // As many blocks on a multiprocessor as Weights asks for, with rings as deep as fit. False, and
 // nothing launched, where a row of x is too long.
-template <typename Weights, typename T, typename Sink, typename Start = PlainStart<T>>
+template <int Teams = 1, typename Weights, typename T, typename Sink,
+          typename Start = PlainStart<T>>
 bool skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> input, const Sink& sink,
-                   const Start& start = {}) {
-  constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat, kBlocks = Weights::kBlocks;
+                   const Start& start = {}, SkinnyRoom room = SkinnyRoom::kCrowd) {
+  constexpr int kDeep = Weights::kDeep, kFlat = Weights::kFlat, kBlocks = Weights::kBlocks / Teams;
   const DeviceFacts& limits = on.facts();
-  if (!skinny_share<Weights>(limits, start, &input)) return false;
-  if (skinny_fitting<Weights>(limits, start, kDeep, input.depth, input.each) >= kBlocks) {
-    skinny_launch_staged<Weights, T, kDeep>(on, weights, input, start, sink, kBlocks);
+  if (!skinny_share<Weights, Teams>(limits, start, &input)) return false;
+  const auto fitting = [&](int stages) {
+    return skinny_fitting<Weights, Teams>(limits, start, stages, input.depth, input.each);
+  };
+  if (fitting(kDeep) >= kBlocks) {
+    skinny_launch_staged<Weights, Teams, T, kDeep>(on, weights, input, start, sink, kBlocks, room);
     return true;
   }
-  const int fitting = skinny_fitting<Weights>(limits, start, kFlat, input.depth, input.each);
-  skinny_launch_staged<Weights, T, kFlat>(on, weights, input, start, sink,
-                                          std::min(fitting, kBlocks));
+  skinny_launch_staged<Weights, Teams, T, kFlat>(on, weights, input, start, sink,
+                                                 std::min(fitting(kFlat), kBlocks), room);
   return true;
 }
 

@@ -48,11 +48,10 @@ __device__ __forceinline__ float rms_scale(float sum, int64_t width, float eps, 
 // of a vector, of four vectors (a part), of every 32nd part, of the 32.
 constexpr int kPartLanes = 4;
 
-// From sum_squares of a lane's vector, in each of the four lanes, which come together.
+// From sum_squares of a lane's vector, in each of the four lanes; by a whole warp.
 __device__ __forceinline__ float part_squares(float sum) {
-  const unsigned lanes = 0xfu << (threadIdx.x % kWarp / kPartLanes * kPartLanes);
-  sum += __shfl_xor_sync(lanes, sum, 1);
-  return sum + __shfl_xor_sync(lanes, sum, 2);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
 }
 
 template <typename T>
@@ -60,13 +59,26 @@ __host__ __device__ constexpr int64_t row_parts(int64_t width) {
   return (width + kPartLanes * kPack<T> - 1) / (kPartLanes * kPack<T>);
 }
 
-// rms_scale by a warp, of all parts of a row.
-template <typename T>
-__device__ __forceinline__ float rms_scale(const float* parts, int64_t width, float eps) {
+__device__ __forceinline__ float inverse_of(int64_t width) {
+  return 1.f / static_cast<float>(width);
+}
+
+// rms_scale by a warp, of all parts of a row; `Most`: of them, where that is known to be few.
+template <typename T, int Most = 0>
+__device__ __forceinline__ float rms_scale(const float* parts, int64_t width, float inverse,
+                                           float eps) {
   const int count = static_cast<int>(row_parts<T>(width));
   float sum = 0.f;
-  for (int i = threadIdx.x % kWarp; i < count; i += kWarp) sum += parts[i];
-  return rsqrtf(warp_reduce<Sum>(sum) / static_cast<float>(width) + eps);
+  if constexpr (Most == 0) {
+    for (int i = threadIdx.x % kWarp; i < count; i += kWarp) sum += parts[i];
+  } else {
+#pragma unroll
+    for (int j = 0; j < Most; j += kWarp) {
+      const int i = j + threadIdx.x % kWarp;
+      sum += i < count ? parts[i] : 0.f;
+    }
+  }
+  return rsqrtf(fmaf(warp_reduce<Sum>(sum), inverse, eps));
 }
 
 // The same of a row that a block holds as each_pack says; every thread gets it. `parts`: shared.
@@ -84,7 +96,7 @@ __device__ __forceinline__ float rms_scale(const Pack<T> (&kept)[V], int64_t wid
     if (inside && threadIdx.x % kPartLanes == 0) parts[pack / kPartLanes] = part;
   }
   __syncthreads();
-  return rms_scale<T>(parts, width, eps);
+  return rms_scale<T>(parts, width, inverse_of(width), eps);
 }
 
 // x * scale * weight, with one rounding.

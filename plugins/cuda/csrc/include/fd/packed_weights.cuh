@@ -104,6 +104,24 @@ struct PackedCodes {
   const uint4* codes;
   int windows;
 
+  // A lane's place in all of it, for streams: windows in turn, of which a lane reads what it
+  // copied.
+  struct CodesCursor {
+    const uint4* codes;
+    const uint32_t* scales;
+
+    __device__ __forceinline__ void copy(uint4* slot, uint32_t window, int lane) const {
+      const uint4* from = codes + uint64_t{window} * (32 * Units);
+#pragma unroll
+      for (int u = 0; u < Units; ++u) copy_async16(slot + u * 32 + lane, from + u * 32);
+    }
+  };
+  __device__ __forceinline__ CodesCursor cursor(int lane, const uint32_t* scales) const {
+    CodesCursor at{codes + lane, scales};
+    asm volatile("" : "+l"(at.codes), "+l"(at.scales));  // not to be found anew for every window
+    return at;
+  }
+
   __device__ __forceinline__ void fetch_codes(uint4* slot, int tile, int window, int lane) const {
     const uint4* from =
         codes + static_cast<uint32_t>((tile * windows + window) * (32 * kUnits) + lane);
@@ -115,7 +133,13 @@ struct PackedCodes {
 template <typename T>
 struct Int8Weights : PackedCodes<2>, ScaleByRow {
   static constexpr int kWindow = kInt8Window, kDeep = 8, kFlat = 4, kBlocks = 2;
+  using Cursor = PackedCodes<2>::CodesCursor;
 
+  __device__ __forceinline__ Cursor stream(int lane) const { return cursor(lane, nullptr); }
+  __device__ __forceinline__ void fetch(const Cursor& at, uint4* slot, uint32_t window,
+                                        int lane) const {
+    at.copy(slot, window, lane);
+  }
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
     fetch_codes(slot, tile, window, lane);
   }
@@ -141,7 +165,13 @@ __device__ __forceinline__ void int4_operands(uint32_t (&a)[2][4], const uint4* 
 template <typename T>
 struct Int4RowWeights : PackedCodes<kInt4RowWindow / 64>, ScaleByRow {
   static constexpr int kWindow = kInt4RowWindow, kDeep = 4, kFlat = 2, kBlocks = 2;
+  using Cursor = PackedCodes<kInt4RowWindow / 64>::CodesCursor;
 
+  __device__ __forceinline__ Cursor stream(int lane) const { return cursor(lane, nullptr); }
+  __device__ __forceinline__ void fetch(const Cursor& at, uint4* slot, uint32_t window,
+                                        int lane) const {
+    at.copy(slot, window, lane);
+  }
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
     fetch_codes(slot, tile, window, lane);
   }
@@ -160,7 +190,17 @@ struct Int4Weights : PackedCodes<Group / 64> {
   using Codes = PackedCodes<Group / 64>;
   const uint32_t* scales;  // two bfloat16 each
   int64_t columns;
+  using Cursor = typename Codes::CodesCursor;
 
+  __device__ __forceinline__ Cursor stream(int lane) const {
+    return this->cursor(lane, scales + lane / 4);
+  }
+  __device__ __forceinline__ void fetch(const Cursor& at, uint4* slot, uint32_t window,
+                                        int lane) const {
+    at.copy(slot, window, lane);
+    copy_async4(reinterpret_cast<uint32_t*>(slot + 32 * Codes::kUnits) + lane,
+                at.scales + uint64_t{window} * 8);
+  }
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
     this->fetch_codes(slot, tile, window, lane);
     const uint32_t at = static_cast<uint32_t>(tile * this->windows + window) * 8;

@@ -15,39 +15,12 @@
 // skinny_ends.cuh.
 #pragma once
 #include "fd/any_float.cuh"
-#include "fd/mma.cuh"
 #include "fd/overlap.cuh"
+#include "fd/skinny_rows.cuh"
 
 namespace fd {
 
-constexpr int kSkinnyWarps = 8, kSkinnyTile = 16, kSkinnyRows = 8;
 constexpr int kPlainWindow = 128;  // of 16-bit weights as they are in a checkpoint
-
-// x [rows, depth]; strides in elements. A block has `each` rows (at most 8); `groups` of blocks
-// share the tiles of W, neighbours the same one, so that its bytes come from memory once. `fixed`:
-// no kernel under way writes W, so that it may be read before they have ended.
-template <typename T>
-struct SkinnyInput {
-  const T* x;
-  int64_t step, depth;
-  int rows, each, groups;
-  bool fixed;
-};
-
-// The windows of one warp: [first, first + count).
-struct WindowRange {
-  int first, count;
-};
-__host__ __device__ constexpr int64_t skinny_slice(int64_t depth, int window) {
-  const int64_t windows = (depth + window - 1) / window;
-  return (windows + kSkinnyWarps - 1) / kSkinnyWarps * window;
-}
-__device__ __forceinline__ WindowRange skinny_range(int64_t depth, int window, int warp) {
-  const int windows = static_cast<int>((depth + window - 1) / window);
-  const int each = static_cast<int>(skinny_slice(depth, window) / window);
-  const int first = min(warp * each, windows);
-  return {first, min(each, windows - first)};
-}
 
 // W [columns, depth] of 16-bit elements as it is in a checkpoint. A warp copies whole pieces of
 // rows of `Window` steps; every other row has its 64-byte halves exchanged, so that the eight lanes
@@ -89,83 +62,33 @@ struct PlainWeights {
   }
 };
 
-// Shared memory of a block, in units of 16 bytes: rings, the rows of x, the sums of two tiles, a
-// zero, what Start needs.
+// Shared memory of a block, in units of 16 bytes: rings, the rows of x, the sums of two tiles,
+// what Start needs.
 template <typename Weights>
 constexpr int kSkinnyStage = 32 * Weights::kUnits + Weights::kExtra;
 constexpr int kSkinnySums = kSkinnyWarps * kSkinnyTile;  // for each row of x
 
-template <typename Weights>
-__host__ __device__ constexpr int64_t skinny_x_units(int64_t depth, int each) {  // of a warp
-  return skinny_slice(depth, Weights::kWindow) / 8 * each;
-}
-template <typename Weights, typename Start>
-int64_t skinny_shared(const Start& start, int stages, int64_t depth, int each) {
-  const int64_t warp = stages * kSkinnyStage<Weights> + skinny_x_units<Weights>(depth, each);
-  const int64_t sums = kSkinnySums / 2 * each + 1,
+template <typename Weights, int Teams, typename Start>
+__host__ __device__ int64_t skinny_shared(const Start& start, int stages, int64_t depth, int each) {
+  const int64_t warp =
+      Teams * stages * kSkinnyStage<Weights> + skinny_rows_units<Weights>(depth, each);
+  const int64_t sums = Teams * kSkinnySums / 2 * each,
                 more = start.template units<Weights>(depth, each);
   return (kSkinnyWarps * warp + sums + more) * 16;
 }
 
-// One warp's part of x, [windows * kWindow / 32, each, 4] units: lane 4 * g + t reads unit t of row
-// g. Its lanes copy unit t of every eighth pair of a row and 32 steps. No divisions: they would
-// take longer than the copies. taken(unit, m, sub) sees each; the four lanes of a row and 32 steps
-// call it together.
-template <typename Weights, typename T, typename Taken>
-__device__ __forceinline__ void skinny_load_x(uint4* to, const SkinnyInput<T>& input, int m0,
-                                              const WindowRange& range, int lane, Taken&& taken) {
-  constexpr int kAtOnce = 4;
-  const int subs = range.count * (Weights::kWindow / 32), t = lane % 4;
-  const int k0 = range.first * Weights::kWindow + t * 8, rows = min(input.each, input.rows - m0);
-  const T* from = input.x + m0 * input.step + k0;
-  int m = 0, sub = lane / 4;
-  while (subs > 0 && m < input.each) {
-    uint4 held[kAtOnce];
-    int row[kAtOnce], step[kAtOnce];
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      while (sub >= subs) sub -= subs, ++m;
-      const bool inside = m < rows && k0 + sub * 32 < input.depth;
-      row[j] = m, step[j] = sub;
-      held[j] =
-          inside ? *reinterpret_cast<const uint4*>(from + m * input.step + sub * 32) : uint4{};
-      sub += 8;
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (row[j] >= input.each) break;
-      to[(step[j] * input.each + row[j]) * 4 + t] = held[j];
-      taken(held[j], row[j], step[j]);
-    }
-  }
-  __syncwarp();
-}
-
-// A start (skinny_ends.cuh): x as it is.
-template <typename T>
-struct PlainStart {
-  template <typename Weights>
-  __host__ __device__ int64_t units(int64_t, int) const {
-    return 0;
-  }
-  template <typename Weights>
-  __device__ __forceinline__ void fetch(uint4*, int64_t, const WindowRange&, int) const {}
-  template <typename Weights>
-  __device__ __forceinline__ void load(uint4* to, uint4*, const SkinnyInput<T>& input, int m0,
-                                       const WindowRange& range, int lane) const {
-    skinny_load_x<Weights>(to, input, m0, range, lane, [](const uint4&, int, int) {});
-  }
-};
-
-// sum += a window's products; `x`: this lane's units, `x_step` apart.
+// sum += a window's products; `x`: this lane's units, where it `has_row`. The others
+// read nothing: a read would take as long as theirs.
 template <typename Weights, typename T>
 struct SkinnyWindow {
   using Sum = typename SumOf<T>::type;
   const Weights& weights;
-  int lane, x_step;
+  int lane;
+  bool has_row;
+  uint4 own;  // stays zero without a row
 
   // With scales by windows: their products first, in two chains, then scaled onto the sum.
-  __device__ __forceinline__ void add(Sum (&sum)[4], const uint4* slot, const uint4* x) const {
+  __device__ __forceinline__ void add(Sum (&sum)[4], const uint4* slot, const uint4* x) {
     if constexpr (Weights::kExtra == 0) {
       multiply(sum, sum, slot, x);
     } else {
@@ -178,10 +101,10 @@ struct SkinnyWindow {
     }
   }
   __device__ __forceinline__ void multiply(Sum (&even)[4], Sum (&odd)[4], const uint4* slot,
-                                           const uint4* x) const {
+                                           const uint4* x) {
 #pragma unroll
     for (int s = 0; s < Weights::kWindow / 32; ++s) {
-      const uint4 own = x[s * x_step];
+      if (has_row) own = x[s * 4];
       uint32_t a[2][4];
       weights.operands(a, slot, s, lane);
       const uint32_t b[2][2] = {{own.x, own.y}, {own.z, own.w}};
@@ -199,95 +122,167 @@ struct TileWalk {
   __device__ __forceinline__ bool there() const { return tile < tiles; }
   __device__ __forceinline__ int index() const { return tile + part * tiles; }
   __device__ __forceinline__ void next() {
-    part = part + 1 == Parts ? 0 : part + 1;
-    if (part == 0) tile += step;
+    if (Parts > 1) part = part + 1 == Parts ? 0 : part + 1;
+    if (Parts == 1 || part == 0) tile += step;
   }
 };
 
-// Adds the warps' sums of a tile in their order and hands them to the sink. `shared` is not written
-// again before the barrier of the tile after the next.
-template <typename Weights, typename Sum, typename Sink>
-__device__ __forceinline__ void skinny_finish(const Sum (&sum)[4], Sum* shared, int64_t n, int m0,
-                                              int each, bool puts, const Weights& weights,
-                                              const Sink& sink, typename Sink::Column& column) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  Sum* mine = shared + warp * kSkinnyTile * each;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (2 * t + i % 2 < each) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
-  __syncthreads();
-  if (!puts) return;
-  Sum total = 0;
-#pragma unroll
-  for (int w = 0; w < kSkinnyWarps; ++w) total += shared[w * kSkinnyTile * each + threadIdx.x];
-  sink.put(m0 + threadIdx.x / kSkinnyTile, n, weights.finish(total, n), column);
-}
+// The windows that a warp copies, in their order: its `range` of every tile of `walk`.
+template <typename Weights, int Parts, typename = void>
+struct WindowStream {
+  const Weights& weights;
+  TileWalk<Parts> walk;
+  WindowRange range;
+  int lane, window = 0;
+  static constexpr bool kOwn = false;  // whether a lane reads what it copied
 
-template <typename Weights, typename T, int S, typename Start, typename Sink>
-__global__ void __launch_bounds__(32 * kSkinnyWarps)
+  __device__ __forceinline__ WindowStream(const Weights& weights, const TileWalk<Parts>& walk,
+                                          const WindowRange& range, int lane)
+      : weights(weights), walk(walk), range(range), lane(lane) {}
+  __device__ __forceinline__ void fetch(uint4* slot) {
+    if (walk.there() && range.count > 0)
+      weights.fetch(slot, walk.index(), range.first + window, lane);
+    copy_async_commit();
+    if (++window >= range.count) window = 0, walk.next();
+  }
+};
+
+template <typename>
+struct AnyType {
+  using Void = void;
+};
+
+// Of weights that say how to find the next window from the last.
+template <typename Weights, int Parts>
+struct WindowStream<Weights, Parts, typename AnyType<typename Weights::Cursor>::Void> {
+  const Weights& weights;
+  TileWalk<Parts> walk;
+  WindowRange range;
+  int lane, left;
+  typename Weights::Cursor cursor;
+  uint32_t window;
+  static constexpr bool kOwn = true;
+
+  __device__ __forceinline__ WindowStream(const Weights& weights, const TileWalk<Parts>& walk,
+                                          const WindowRange& range, int lane)
+      : weights(weights), walk(walk), range(range), lane(lane), cursor(weights.stream(lane)) {
+    enter();
+  }
+  __device__ __forceinline__ void enter() {
+    left = range.count;
+    window = static_cast<uint32_t>(walk.index() * weights.windows + range.first);
+  }
+  __device__ __forceinline__ void fetch(uint4* slot) {
+    if (walk.there() && range.count > 0) weights.fetch(cursor, slot, window, lane);
+    copy_async_commit();
+    ++window;
+    if (--left <= 0) walk.next(), enter();
+  }
+};
+
+// The warps' sums of a tile, [kSkinnyWarps, each, kSkinnyTile].
+template <typename Sum>
+struct TileSums {
+  Sum* at;
+  int each;
+
+  __device__ __forceinline__ void put(const Sum (&sum)[4], int warp, int lane) const {
+    const int g = lane / 4, t = lane % 4;
+    Sum* mine = at + warp * kSkinnyTile * each;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (2 * t + i % 2 < each) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
+  }
+  // In the warps' order.
+  __device__ __forceinline__ Sum total(int index) const {
+    Sum total = 0;
+#pragma unroll
+    for (int w = 0; w < kSkinnyWarps; ++w) total += at[w * kSkinnyTile * each + index];
+    return total;
+  }
+};
+
+// Registers of a thread. Of two teams, so that beside a block whose start is wide there is room for
+// one that is not, but not beside one of its own kind (linear.h).
+template <int Teams, typename Start>
+constexpr int kSkinnyRegisters = Teams == 1     ? 72
+                                 : Start::kWide ? 56
+                                                : 72;
+
+template <typename Weights, int Teams, typename T, int S, typename Start, typename Sink>
+__global__ void __maxnreg__((kSkinnyRegisters<Teams, Start>))
     linear_skinny(Weights weights, SkinnyInput<T> input, int tiles, Start start, Sink sink) {
 #if FD_SM80
   using Sum = typename SumOf<T>::type;
   constexpr int kStage = kSkinnyStage<Weights>, kSubs = Weights::kWindow / 32;
   extern __shared__ uint4 skinny_memory[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto place = SkinnyPlace<Teams>::here();
+  const int lane = place.lane, index = threadIdx.x % (32 * kSkinnyWarps);
   const int m0 = blockIdx.x % input.groups * input.each, rows = min(input.each, input.rows - m0);
-  const WindowRange range = skinny_range(input.depth, Weights::kWindow, warp);
-  uint4 *const ring = skinny_memory + warp * S * kStage, *const end = ring + S * kStage;
-  const int64_t x_units = skinny_x_units<Weights>(input.depth, input.each);
-  uint4* const xs = skinny_memory + kSkinnyWarps * S * kStage + warp * x_units;
-  uint4* const sums = skinny_memory + kSkinnyWarps * (S * kStage + x_units);
-  uint4* const zeros = sums + kSkinnySums / 2 * input.each;
+  const WindowRange range = skinny_range(input.depth, Weights::kWindow, place.warp);
+  uint4 *const ring = skinny_memory + threadIdx.x / 32 * S * kStage, *const end = ring + S * kStage;
+  const int64_t x_units = skinny_rows_units<Weights>(input.depth, input.each);
+  uint4* const all_x = skinny_memory + kSkinnyWarps * Teams * S * kStage;
+  uint4 *const xs = all_x + place.warp * x_units, *const sums = all_x + kSkinnyWarps * x_units;
+  uint4* const room = sums + Teams * kSkinnySums / 2 * input.each;
 
-  TileWalk<Sink::kParts> at{static_cast<int>(blockIdx.x) / input.groups, 0, tiles,
-                            static_cast<int>(gridDim.x) / input.groups};
-  TileWalk<Sink::kParts> ahead = at;  // to be fetched
-  int next_window = 0;
-  const auto fetch = [&](uint4* slot) {
-    if (ahead.there() && range.count > 0)
-      weights.fetch(slot, ahead.index(), range.first + next_window, lane);
-    copy_async_commit();
-    if (++next_window >= range.count) next_window = 0, ahead.next();
-  };
+  // Two teams share the tiles of a result of two; else each has tiles of its own.
+  constexpr bool kPaired = Teams == 2 && Sink::kParts == 2;
+  const int blocks = static_cast<int>(gridDim.x) / input.groups;
+  const int block = static_cast<int>(blockIdx.x) / input.groups;
+  using Walk = TileWalk<kPaired ? 1 : Sink::kParts>;
+  Walk at = kPaired ? Walk{block, place.team, tiles, blocks}
+                    : Walk{block + blocks * place.team, 0, tiles, blocks * Teams};
+  WindowStream<Weights, kPaired ? 1 : Sink::kParts> ahead(weights, at, range, lane);
   if (!input.fixed) wait_for_inputs();
   let_next_start();
-  start.template fetch<Weights>(zeros + 1, input.depth, range, lane);
-  // One window after another: a burst of all would hold up the small kernel that is waited for,
-  // whose reads queue behind it (measured: 65.8 -> 62.9 us for a Llama-3-8B block in int4, H100).
+  const auto early = start.template fetch<Weights>(room, input, m0, range, place);
+  // One window after another, or two of the few warps that teams are: a burst of all would hold up
+  // the small kernel that is waited for, whose reads queue behind it (measured for a Llama-3-8B
+  // block in int4: 65.8 -> 62.9 us on an H100; of teams 44.9 -> 43.7 us, of one window 44.8, on an
+  // H200).
 #pragma unroll
   for (int i = 0; i < S; ++i) {
-    copy_async_wait<0>();
-    fetch(ring + i * kStage);
+    copy_async_wait<(Teams > 1)>();
+    ahead.fetch(ring + i * kStage);
   }
-  if (threadIdx.x == 0) *zeros = uint4{};
-  __syncthreads();
   copy_async_wait<S - 1>();  // with the first, what `start` fetches
   wait_for_inputs();
-  start.template load<Weights>(xs, zeros + 1, input, m0, range, lane);
+  start.template load<Weights>(xs, room, early, input, m0, range, place);
 
-  // Lanes without a row read zeros, always the same.
-  const bool has_row = lane / 4 < rows;
-  const SkinnyWindow<Weights, T> window{weights, lane, has_row ? 4 * input.each : 0};
-  const int x_step = has_row ? kSubs * 4 * input.each : 0;
+  SkinnyWindow<Weights, T> window{weights, lane, lane / 4 < rows, {}};
+  const uint4* const own_x = xs + lane / 4 * skinny_x_row<Weights>(input.depth) + lane % 4;
   uint4* slot = ring;
   typename Sink::Column column{};
   for (int parity = 0; at.there(); at.next(), parity ^= 1) {
-    const int64_t n = int64_t{at.index()} * kSkinnyTile + threadIdx.x % kSkinnyTile;
-    const bool puts = threadIdx.x / kSkinnyTile < rows && n < weights.columns;
-    if (puts) sink.early(column, m0 + threadIdx.x / kSkinnyTile, n);
+    const int64_t m = m0 + index / kSkinnyTile;
+    const int64_t n = int64_t{at.index()} * kSkinnyTile + index % kSkinnyTile;
+    const bool puts = index / kSkinnyTile < rows && n < weights.columns;
+    if (puts) sink.early(column, m, n);
     Sum sum[4] = {};
-    const uint4* x = has_row ? xs + lane : zeros;
+    const uint4* x = own_x;
     for (int i = 0; i < range.count; ++i) {
       copy_async_wait<S - 1>();
-      __syncwarp();
+      if (!ahead.kOwn) __syncwarp();
       window.add(sum, slot, x);
-      __syncwarp();
-      fetch(slot);
-      x += x_step;
+      if (!ahead.kOwn) __syncwarp();
+      ahead.fetch(slot);
+      x += kSubs * 4;
       slot = slot + kStage == end ? ring : slot + kStage;
     }
-    Sum* shared = reinterpret_cast<Sum*>(sums) + parity * kSkinnySums * input.each;
-    skinny_finish(sum, shared, n, m0, input.each, puts, weights, sink, column);
+    // Not written again before the barrier of the tile after the next.
+    const int size = kSkinnySums * input.each;
+    const TileSums<Sum> tile{reinterpret_cast<Sum*>(sums) + (2 * place.team + parity) * size,
+                             input.each};
+    tile.put(sum, place.warp, lane);
+    kPaired ? __syncthreads() : place.team_barrier();
+    if (!puts || (kPaired && place.team != 0)) continue;
+    sink.put(m, n, weights.finish(tile.total(index), n), column);
+    if constexpr (kPaired) {
+      const TileSums<Sum> second{tile.at + 2 * size, input.each};
+      const int64_t other = n + int64_t{tiles} * kSkinnyTile;
+      sink.put(m, other, weights.finish(second.total(index), other), column);
+    }
   }
 #endif
 }

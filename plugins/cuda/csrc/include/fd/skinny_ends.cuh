@@ -15,66 +15,121 @@ namespace fd {
 // `weight`, which lies at 16 bytes.
 template <typename T>
 struct NormStart {
+  static constexpr bool kWide = true;
   const T* weight;
   float eps;
 
   template <typename Weights>
   __host__ __device__ int64_t units(int64_t depth, int each) const {
     if (weight == nullptr) return 0;
-    return kSkinnyWarps * skinny_x_units<Weights>(depth, 1) + (row_parts<T>(depth) * each + 3) / 4;
+    return kSkinnyWarps * skinny_rows_units<Weights>(depth, 1) +
+           (row_parts<T>(depth) * each + 3) / 4;
   }
+
+  // Of a short row, a lane keeps its units, of x and `weight`, in registers.
+  static constexpr int kHeld = 2;
+  template <typename Weights, int Teams>
+  struct Early {
+    ShortRow<Weights, Teams, T, kHeld> row;
+    uint4 by[kHeld];
+    float inverse;  // of the row's length
+  };
 
   // `room`: of the block; a warp's part of `weight` in the order of a row of x.
-  template <typename Weights>
-  __device__ __forceinline__ void fetch(uint4* room, int64_t depth, const WindowRange& range,
-                                        int lane) const {
-    if (weight == nullptr) return;
-    uint4* to = own<Weights>(room, depth) + lane % 4;
-    const int k0 = range.first * Weights::kWindow + lane % 4 * 8;
-    for (int sub = lane / 4; sub < subs<Weights>(range); sub += 8) {
-      const bool inside = k0 + sub * 32 < depth;
-      copy_async16(to + sub * 4, inside ? weight + k0 + sub * 32 : weight, inside ? 16 : 0);
+  template <typename Weights, int Teams>
+  __device__ __forceinline__ Early<Weights, Teams> fetch(uint4* room, const SkinnyInput<T>& input,
+                                                         int m0, const WindowRange& range,
+                                                         const SkinnyPlace<Teams>& place) const {
+    using Row = ShortRow<Weights, Teams, T, kHeld>;
+    Early<Weights, Teams> early{
+        Row(input.x + m0 * input.step, input.depth, range, place), {}, inverse_of(input.depth)};
+    asm volatile("" : "+f"(early.inverse));
+    if (weight == nullptr) return early;
+    if (Row::fits(input)) {
+      Row(weight, input.depth, range, place).load(early.by);
+      return early;
     }
+    const int t = place.lane % 4;
+    uint4* to = own<Weights>(room, input.depth, place.warp) + t;
+    const int64_t k0 = int64_t{range.first} * Weights::kWindow + t * 8;
+    place.each_sub(range.count * (Weights::kWindow / 32), [&](int sub) {
+      const bool inside = k0 + sub * 32 < input.depth;
+      copy_async16(to + sub * 4, inside ? weight + k0 + sub * 32 : weight, inside ? 16 : 0);
+    });
+    return early;
   }
 
-  template <typename Weights>
-  __device__ __forceinline__ void load(uint4* to, uint4* room, const SkinnyInput<T>& input, int m0,
-                                       const WindowRange& range, int lane) const {
-    if (weight == nullptr) return skinny_load_x<Weights>(to, input, m0, range, lane, Untouched{});
-    const int64_t weight_units = kSkinnyWarps * skinny_x_units<Weights>(input.depth, 1);
+  template <typename Weights, int Teams>
+  __device__ __forceinline__ void load(uint4* to, uint4* room, const Early<Weights, Teams>& early,
+                                       const SkinnyInput<T>& input, int m0,
+                                       const WindowRange& range,
+                                       const SkinnyPlace<Teams>& place) const {
+    const int64_t weight_units = kSkinnyWarps * skinny_rows_units<Weights>(input.depth, 1);
     float* parts = reinterpret_cast<float*>(room + weight_units);
-    const int all = static_cast<int>(row_parts<T>(input.depth));
-    const int first = range.first * (Weights::kWindow / 32);
-    skinny_load_x<Weights>(to, input, m0, range, lane, [&](const uint4& unit, int m, int sub) {
-      const float part = part_squares(sum_squares<T>(reinterpret_cast<const Pack<T>&>(unit)));
-      if (lane % 4 == 0 && first + sub < all) parts[m * all + first + sub] = part;
-    });
-    __syncthreads();
-    const uint4* by = own<Weights>(room, input.depth);
-    for (int m = 0; m < min(input.each, input.rows - m0); ++m) {
-      const float scale = rms_scale<T>(parts + m * all, input.depth, eps);
-      for (int sub = lane / 4; sub < subs<Weights>(range); sub += 8)
-        times(to[(sub * input.each + m) * 4 + lane % 4], scale, by[sub * 4 + lane % 4]);
-    }
-    __syncwarp();
+    if (weight == nullptr)
+      skinny_copy_x<Weights>(to, input, m0, range, place, [](const uint4&, int, int, bool) {});
+    else if (early.row.fits(input))
+      load_short(to, parts, early, input);
+    else
+      load_any<Weights>(to, parts, own<Weights>(room, input.depth, place.warp), early.inverse,
+                        input, m0, range, place);
+    place.part_ready();
   }
 
  private:
-  struct Untouched {
-    __device__ __forceinline__ void operator()(const uint4&, int, int) const {}
-  };
-  template <typename Weights>
-  static __device__ __forceinline__ int subs(const WindowRange& range) {
-    return range.count * (Weights::kWindow / 32);
+  static __device__ __forceinline__ float squares(const uint4& unit) {
+    return part_squares(sum_squares<T>(reinterpret_cast<const Pack<T>&>(unit)));
   }
-  template <typename Weights>
-  static __device__ __forceinline__ uint4* own(uint4* room, int64_t depth) {
-    return room + threadIdx.x / 32 * skinny_x_units<Weights>(depth, 1);
+
+  template <typename Weights, int Teams>
+  __device__ __forceinline__ void load_short(uint4* to, float* parts,
+                                             const Early<Weights, Teams>& early,
+                                             const SkinnyInput<T>& input) const {
+    uint4 held[kHeld];
+    early.row.load(held);
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      const float part = squares(held[j]);
+      if (threadIdx.x % 4 == 0 && j < early.row.inside) parts[early.row.sub + 8 * Teams * j] = part;
+    }
+    __syncthreads();
+    constexpr int kMost = kSkinnyWarps * 8 * Teams * kHeld;
+    const float scale = rms_scale<T, kMost>(parts, input.depth, early.inverse, eps);
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) held[j] = times(held[j], scale, early.by[j]);
+    early.row.put(to, held);
   }
-  static __device__ __forceinline__ void times(uint4& x, float scale, const uint4& by) {
+
+  template <typename Weights, int Teams>
+  __device__ __forceinline__ void load_any(uint4* to, float* parts, const uint4* by, float inverse,
+                                           const SkinnyInput<T>& input, int m0,
+                                           const WindowRange& range,
+                                           const SkinnyPlace<Teams>& place) const {
+    const int all = static_cast<int>(row_parts<T>(input.depth)), t = place.lane % 4;
+    const int subs = Weights::kWindow / 32, first = range.first * subs;
+    const auto taken = [&](const uint4& unit, int m, int sub, bool there) {
+      const float part = squares(unit);
+      if (t == 0 && there && first + sub < all) parts[m * all + first + sub] = part;
+    };
+    skinny_copy_x<Weights>(to, input, m0, range, place, taken);
+    __syncthreads();
+    for (int m = 0; m < min(input.each, input.rows - m0); ++m) {
+      const float scale = rms_scale<T>(parts + m * all, input.depth, inverse, eps);
+      place.each_sub(range.count * subs, [&](int sub) {
+        uint4& x = to[m * skinny_x_row<Weights>(input.depth) + sub * 4 + t];
+        x = times(x, scale, by[sub * 4 + t]);
+      });
+    }
+  }
+
+  template <typename Weights>
+  static __device__ __forceinline__ uint4* own(uint4* room, int64_t depth, int warp) {
+    return room + warp * skinny_rows_units<Weights>(depth, 1);
+  }
+  static __device__ __forceinline__ uint4 times(uint4 x, float scale, uint4 by) {
     const Pack<T> y =
         scaled<T, T>(reinterpret_cast<const Pack<T>&>(x), scale, reinterpret_cast<const T*>(&by));
-    x = reinterpret_cast<const uint4&>(y);
+    return reinterpret_cast<const uint4&>(y);
   }
 };
 
