@@ -219,11 +219,11 @@ inline int split_most(const Launch& on, const AttentionCall& call, bool sm90) {
 void attend_codes(const Launch& on, const AttentionCall& call) {
   if (kv8_fits == nullptr || !kv8_fits(on, call)) return attend_plain(on, call);
   const bool tiles = kv8_tiles_fit != nullptr && kv8_tiles_fit(on, call);
-  const bool few = call.max_queries * call.group() <= kSplitRows;
-  if (few || !tiles) return attend_kv8(on, call, INT32_MAX);
-  const int rows = call.args.sequences > 1 ? kSplitRows : 0;
-  if (rows > 0) attend_kv8(on, call, rows);
-  attend_kv8_tiles(on, call, rows);
+  const int most = split_most(on, call, false);
+  if (!tiles || call.max_queries * call.group() <= most) return attend_kv8(on, call, INT32_MAX);
+  const int few = call.args.sequences > 1 ? most : 0;
+  if (few > 0) attend_kv8(on, call, few);
+  attend_kv8_tiles(on, call, few);
 }
 
 void attend(const Launch& on, const AttentionCall& call) {

@@ -37,14 +37,6 @@ __device__ __forceinline__ bool split_next(const AttentionArgs& a, const SplitWo
   return more;
 }
 
-// The oldest of `stages` - 1 groups has arrived.
-__device__ __forceinline__ void split_wait(int stages) {
-  if (stages == 2) copy_async_wait<0>();
-  if (stages == 3) copy_async_wait<1>();
-  if (stages >= 4) copy_async_wait<2>();
-  __syncwarp();
-}
-
 // Dynamic shared memory: [warps][stages][2][16][D] of T, SplitShared, sequences [n], prefix [n +
 // 1].
 template <typename T, int D, int N>
@@ -89,49 +81,17 @@ __global__ void __launch_bounds__(kSplitThreads, D* N <= 128 ? 3 : 2)
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
-#include "fd/attention.h"
+#include "fd/attention_split.h"
 
 namespace fd {
 
-constexpr int kSplitSequences = 4096;
-// Keys of the smallest chunk: where sequences alone do not keep the blocks busy, and where they do.
-constexpr int kSplitChunk = 128, kSplitBusyChunk = 512;
-// What the end of an item costs: this share of the keys of a long sequence.
-constexpr double kSplitEnd = 0.02;
-
-// How a launch is shaped: pipeline stages, blocks per multiprocessor; keys of the smallest chunk
-// and chunks of a sequence that suffice, 0 for what `split_work` thinks best.
-struct SplitShape {
-  int stages, blocks_per_sm, chunk, wanted;
-};
-
-inline int split_dim(int dim) { return dim <= 64 ? 64 : dim <= 128 ? 128 : 256; }
-inline int64_t split_rows(const AttentionCall& call) {
-  return call.group() * std::max<int64_t>(call.max_queries, 1);
-}
-inline int split_columns(const AttentionCall& call) {
-  return split_rows(call) > 8 && split_dim(call.args.dim) < 256 ? 2 : 1;
-}
-
 inline size_t split_shared(const AttentionCall& call, int stages) {
-  const int dim = split_dim(call.args.dim), rows = 8 * split_columns(call);
-  const size_t tiles = size_t{4} * kSplitWarps * stages * kSplitTile * dim;
-  const size_t sums = 4 * rows * std::max(dim + 4, kSplitMaxChunks + 1) + 8 * kSplitWarps * rows;
-  const size_t plan = (sizeof(SplitSequence) + sizeof(int)) * (call.args.sequences + 1);
-  return tiles + sums + 16 + plan;
+  return size_t{4} * kSplitWarps * stages * kSplitTile * split_dim(call.args.dim) +
+         split_fixed(call);
 }
 
-// Two blocks a multiprocessor with three stages each, measured best; less where memory is short.
 inline SplitShape split_shape(const Launch& on, const AttentionCall& call) {
-  const int most = on.facts().block_shared, all = on.facts().all_shared;
-  const auto fits = [&](int stages, int blocks) {
-    const int bytes = static_cast<int>(split_shared(call, stages));
-    return bytes <= most && blocks * (bytes + 1024) <= all;
-  };
-  const int blocks = fits(2, 2) ? 2 : 1;
-  int stages = blocks == 2 ? 3 : 4;
-  while (stages > 1 && !fits(stages, blocks)) --stages;
-  return {stages, blocks, 0, 0};
+  return split_shape_of(on, [&](int stages) { return split_shared(call, stages); });
 }
 
 bool split_fits(const Launch& on, const AttentionCall& call) {
@@ -139,35 +99,6 @@ bool split_fits(const Launch& on, const AttentionCall& call) {
   return on.facts().sm >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind &&
          call.vectors && a.dim <= 256 && a.sequences <= kSplitSequences &&
          split_shape(on, call).stages >= 2;
-}
-
-// Chunks per sequence that keep the blocks evenly busy, were all of one length: few rounds over the
-// blocks, the last one full. `units`: sequences times key heads.
-inline int split_wanted(int64_t units, int64_t blocks) {
-  int best = 1;
-  double least = 1e30;
-  for (int n = 1; n <= kSplitMaxChunks; ++n) {
-    const double rounds = static_cast<double>((units * n + blocks - 1) / blocks);
-    const double time = rounds * (1.0 / n + kSplitEnd);
-    if (time < least * 0.999) best = n, least = time;
-  }
-  return best;
-}
-
-inline SplitWork split_work(const Launch& on, const AttentionCall& call, const SplitShape& shape,
-                            int max_rows) {
-  SplitWork w{};
-  const int64_t blocks = on.facts().processors * shape.blocks_per_sm;
-  const int dim = split_dim(call.args.dim), rows = 8 * split_columns(call);
-  w.rows = static_cast<int>(std::min<int64_t>(rows, split_rows(call))), w.max_rows = max_rows;
-  w.slots = static_cast<int>(kAttentionScratch / (size_t(w.rows) * (dim + 2) * sizeof(float)));
-  const int64_t units = int64_t{call.args.sequences} * call.args.kv_heads;
-  w.chunk = shape.chunk > 0 ? shape.chunk : units >= blocks ? kSplitBusyChunk : kSplitChunk;
-  w.wanted = shape.wanted > 0 ? shape.wanted : split_wanted(units, blocks);
-  const AttentionScratch space = attention_scratch(on);
-  w.partial = space.partial, w.counters = space.counters;
-  w.stats = w.partial + int64_t{w.slots} * w.rows * dim;
-  return w;
 }
 
 template <typename T, int D, int N>

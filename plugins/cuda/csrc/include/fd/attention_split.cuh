@@ -95,6 +95,14 @@ __device__ __forceinline__ SplitItem split_item(const AttentionArgs& a, const Sp
   return it;
 }
 
+// The oldest of the warp's `stages` - 1 groups of copies has arrived.
+__device__ __forceinline__ void split_wait(int stages) {
+  if (stages == 2) copy_async_wait<0>();
+  if (stages == 3) copy_async_wait<1>();
+  if (stages >= 4) copy_async_wait<2>();
+  __syncwarp();
+}
+
 // Where 16 bytes of a tile row lie: the eight rows of an ldmatrix fall into different banks.
 template <int D>
 __device__ __forceinline__ uint32_t split_place(int row, int pack) {
