@@ -1,17 +1,20 @@
-"""Mixture of experts in bfloat16 on one GPU, beside torch's grouped product.
+"""Mixture of experts in bfloat16 and over integer weights on one GPU, beside torch's grouped product.
 
-    python benchmarks/cuda/bench_moe.py [--json FILE] [--only NAME]
+    python benchmarks/cuda/bench_moe.py [--json FILE] [--only NAME] [--weights NAME ...]
 
 Calls are captured in CUDA graphs over rotated weights (together larger than the second-level cache);
 medians of ten replays. Experts are chosen by random scores. `ffn`: both products of the experts' rows;
 torch: `torch._grouped_mm` twice with silu and product between. `layer`: routing, rows out, products, rows
 back, as fd_core.layers.moe calls them; torch: softmax, topk, argsort, index, the same products,
-index_add. The rates count the weights of experts in use, and two operations a product.
+index_add. The rates count the weights of experts in use, scales included, and two operations a product.
+`weights`: "bfloat16", or those of methods wint8 and wint4 (groups of 64, 128, whole rows), which torch's
+grouped product does not take: it stays the one in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 from fd_cuda import library
+from fd_cuda.quant import int4_scale_spec, int4_spec, int8_spec
 from timing import ROTATED, Call, timed
 
 
@@ -34,12 +38,38 @@ class Model:
 
 MODELS = [Model("Qwen3-30B-A3B", 2048, 768, 128, 8), Model("Mixtral-8x7B", 4096, 14336, 8, 2)]
 TOKENS = [1, 8, 64, 512, 4096]
+#: Groups of int4 weights by name; "wint8" has none.
+GROUPS = {"wint4": 64, "wint4-128": 128, "wint4-whole": -1}
+WEIGHTS = ["bfloat16", "wint8", *GROUPS]
+
+
+class PackedStacks:
+    """Random codes of all experts: both matrices' codes and scales, as `moe_expert_int8` takes them."""
+
+    def __init__(self, model: Model, weights: str) -> None:
+        self.kernel = library.function("moe_expert_int8" if weights == "wint8" else "moe_expert_int4")
+        up = self._stack((model.experts, 2), model.inner, model.hidden, GROUPS.get(weights, 0))
+        down = self._stack((model.experts,), model.hidden, model.inner, GROUPS.get(weights, 0))
+        self.tensors = [*up, *down]
+
+    def _stack(self, lead: tuple[int, ...], columns: int, depth: int, group: int) -> list[torch.Tensor]:
+        codes, whole = int8_spec(columns, depth), (columns,)
+        if group:
+            codes, whole = int4_spec(columns, depth, group), int4_scale_spec(columns, depth, group).shape
+        low, high, kind = (0, 256, torch.uint8) if group else (-127, 128, torch.int8)
+        made = torch.randint(low, high, (*lead, *codes.shape), dtype=kind, device="cuda")
+        scales = torch.full((*lead, *whole), 2e-4, device="cuda")
+        return [made, scales.bfloat16() if len(whole) > 1 else scales]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class Layer:
-    """Weights and buffers of one layer over `tokens` tokens."""
+    """Weights and buffers of one layer over `tokens` tokens; `packed` instead of the bfloat16 ones."""
 
-    def __init__(self, model: Model, tokens: int) -> None:
+    def __init__(self, model: Model, tokens: int, packed: PackedStacks | None = None) -> None:
         m, rows = model, tokens * model.chosen
 
         def half(*shape: int) -> torch.Tensor:
@@ -48,8 +78,9 @@ class Layer:
         def ints(*shape: int) -> torch.Tensor:
             return torch.empty(shape, device="cuda", dtype=torch.int32)
 
-        self.model = m
-        self.up, self.down = half(m.experts, m.hidden, 2 * m.inner), half(m.experts, m.inner, m.hidden)
+        self.model, self.packed = m, packed
+        if packed is None:
+            self.up, self.down = half(m.experts, m.hidden, 2 * m.inner), half(m.experts, m.inner, m.hidden)
         self.x, self.out = half(tokens, m.hidden), half(tokens, m.hidden)
         self.scores = torch.randn(tokens, m.experts, device="cuda")
         self.rows, self.results = half(rows, m.hidden), half(rows, m.hidden)
@@ -64,7 +95,16 @@ class Layer:
         kernel = library.function("moe_expert_dispatch")
         kernel(self.x, self.scores, None, None, self.model.chosen, False, "", False, *outs)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all experts' weights."""
+        return self.packed.nbytes if self.packed else self.up.nbytes + self.down.nbytes
+
     def ffn(self) -> None:
+        if self.packed:
+            tensors = self.packed.tensors
+            self.packed.kernel(self.rows, self.ends, *tensors, self.model.inner, self.results)
+            return
         absent = (None, None, None, None)
         kernel = library.function("moe_expert_ffn")
         kernel(self.rows, self.ends, self.up, self.down, *absent, self.owners, "none", False, self.results)
@@ -104,20 +144,33 @@ def peer(calls: list[Call]) -> float | None:
         return None
 
 
-def measure(model: Model, tokens: int) -> list[dict[str, Any]]:
-    size = 6 * model.experts * model.hidden * model.inner
-    layers = [Layer(model, tokens) for _ in range(max(1, -(-ROTATED // size)))]
+def layers_of(model: Model, tokens: int, weights: str) -> list[Layer]:
+    """Copies whose weights exceed the second-level cache together."""
+    layers: list[Layer] = []
+    while not layers or len(layers) * layers[0].nbytes < ROTATED:
+        packed = None if weights == "bfloat16" else PackedStacks(model, weights)
+        layers.append(Layer(model, tokens, packed))
+    return layers
+
+
+def measure(
+    model: Model, tokens: int, weights: str, torch_us: dict[str, float | None]
+) -> list[dict[str, Any]]:
+    """`torch_us`: torch's times by step, filled by the bfloat16 layers."""
+    layers = layers_of(model, tokens, weights)
     used = sum(len(torch.unique(layer.ids)) for layer in layers) / len(layers)
     flops = 6 * tokens * model.chosen * model.hidden * model.inner
     found = []
     for step, ours, theirs in (("ffn", "ffn", "torch_ffn"), ("layer", "run", "torch_run")):
         us = timed([getattr(layer, ours) for layer in layers])
-        torch_us = peer([getattr(layer, theirs) for layer in layers])
+        if weights == "bfloat16":
+            torch_us[step] = peer([getattr(layer, theirs) for layer in layers])
+        other = torch_us.get(step)
         found.append({
-            "model": model.name, "tokens": tokens, "step": step, "us": round(us, 1),
-            "TB/s": round(used * size / model.experts / us * 1e-6, 2),
-            "TFLOP/s": round(flops / us * 1e-6, 1), "torch_us": torch_us,
-            "times_torch": round(torch_us / us, 2) if torch_us else None,
+            "model": model.name, "weights": weights, "tokens": tokens, "step": step, "us": round(us, 1),
+            "TB/s": round(used * layers[0].nbytes / model.experts / us * 1e-6, 2),
+            "TFLOP/s": round(flops / us * 1e-6, 1), "torch_us": other,
+            "times_torch": round(other / us, 2) if other else None,
         })  # fmt: skip
     return found
 
@@ -125,17 +178,21 @@ def measure(model: Model, tokens: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="part of a model's name")
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
+    parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
     args = parser.parse_args()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__,
         "python": platform.python_version(), "cells": [],
     }  # fmt: skip
-    for model in MODELS:
-        for tokens in TOKENS if args.only in model.name else []:
-            for cell in measure(model, tokens):
+    chosen = [model for model in MODELS if args.only in model.name]
+    for model, tokens in itertools.product(chosen, args.tokens):
+        torch_us: dict[str, float | None] = {}
+        for weights in args.weights:
+            for cell in measure(model, tokens, weights, torch_us):
                 report["cells"].append(cell)
-                print("  ".join(f"{v!s:>14}" for v in cell.values()), flush=True)
+                print("  ".join(f"{v!s:>13}" for v in cell.values()), flush=True)
             torch.cuda.empty_cache()
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -20,7 +20,7 @@ void wide_packed_product(const Launch& on, const Job& job) {
   const auto shared = static_cast<size_t>(wide_packed_shared<Job>(job.rows));
   allow_shared_once<moe_packed_sm90_tiles<Job>>(on, shared);
   run_overlapped(on, moe_packed_sm90_tiles<Job>, dim3(static_cast<unsigned>(on.processors())),
-                 dim3(kWideThreads), shared, job, maps);
+                 dim3(kUnpackThreads), shared, job, maps);
 }
 
 template <typename T, typename Weights>

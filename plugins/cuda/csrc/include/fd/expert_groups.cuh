@@ -12,7 +12,8 @@ struct RowGroup {
 
 // Groups that there can be.
 __host__ __device__ inline int64_t most_groups(const ExpertRows& rows, int each) {
-  return rows.rows / each + (rows.experts < rows.rows ? rows.experts : rows.rows);
+  const int64_t used = rows.experts < rows.rows ? rows.experts : rows.rows;
+  return (rows.rows + (each - 1) * used) / each;
 }
 
 // The groups of up to `each` rows of all experts, in order, in shared memory with room for `room`;

@@ -1,5 +1,5 @@
 // Products of experts' rows with packed weights (sm_80 and newer): skinny.cuh's stream of codes
-// past groups of up to 32 rows of an expert.
+// past groups of up to 16 rows of an expert.
 //
 // Blocks stay and take a share each of (group, 16 rows of W). Sums are those of the dense kernels,
 // in their order: eighths of K, one to a warp, added one after the other. A row's bits depend
@@ -44,33 +44,42 @@ __device__ __forceinline__ float gated(float gate, float value) {
   return silu_of(to_float(from_float<T>(gate))) * to_float(from_float<T>(value));
 }
 
-// How a kernel for groups of 8 * RT rows stores and fetches. `kStages`: windows of a warp's ring.
-template <typename Weights_, int RT_, int Parts_>
+// How a kernel for groups of 8 * RT rows works. An item of a block has `kAcross` column tiles of
+// each of `kParts` matrices, whose sums meet in shared memory together.
+template <typename Weights_, int RT_, int Parts>
 struct PackedShape {
   using Weights = Weights_;
-  static constexpr int RT = RT_, kParts = Parts_, kRows = 8 * RT, kStage = kSkinnyStage<Weights>;
-  static constexpr int kStages = Weights::kDeep * (RT == 1 ? 8 : RT == 2 ? 5 : 7) / 8;
-  static constexpr int kSubs = Weights::kWindow / 32;
-  static constexpr int kSums = kSkinnyTile * kRows;  // of a warp and part
+  static constexpr int RT = RT_, kParts = Parts, kAcross = Parts == 2 ? 1 : 4;
+  static constexpr int kSlots = kParts * kAcross, kRows = 8 * RT, kStage = kSkinnyStage<Weights>;
+  static constexpr int kSubs = Weights::kWindow / 32, kChunk = 128 / Weights::kWindow;
+  static constexpr int kStages = Weights::kUnits == 1 ? 6 : 4;  // windows of a warp's ring
+  static constexpr int kBlocks = RT == 1 ? 3 : 2;               // on a multiprocessor
+  static constexpr int kSums = kSkinnyTile * kRows;             // of a warp and tile
 
   // Bytes of a block's shared memory: rings, rows of x, sums, a zero, the list of groups.
   static __host__ __device__ constexpr int64_t shared(int64_t depth, int each, int room) {
     const int64_t warp = kStages * kStage + skinny_x_units<Weights>(depth, each);
-    const int64_t units = kSkinnyWarps * (warp + kParts * kSums / 4) + 1;
+    const int64_t units = kSkinnyWarps * (warp + kSlots * kSums / 4) + 1;
     return units * 16 + room * int64_t{sizeof(RowGroup)};
+  }
+  // Items of a group whose matrices have `tiles` column tiles.
+  static __host__ __device__ constexpr int items(int tiles) {
+    return (tiles + kAcross - 1) / kAcross;
   }
 };
 
-// Where a block is in its share of (group, column tile, part, window): windows are fetched ahead of
-// those that are multiplied.
+// Where a warp is in its block's share of (group, item, slot, window): windows are fetched ahead of
+// those that are multiplied. Few instructions for a window: they would be half of all.
 template <typename Shape, typename T>
 struct PackedCursor {
   using Weights = typename Shape::Weights;
   const PackedExperts<Weights, T>& job;
   const RowGroup* groups;
   const WindowRange& range;
-  int tiles, group, tile, left, part, window;
+  int tiles, group, item, left, slot;
   Weights weights;
+  int at, end;   // windows of the expert: the next one and behind the slot's last
+  bool present;  // whether there are any
 
   __device__ __forceinline__ PackedCursor(const PackedExperts<Weights, T>& j, const RowGroup* g,
                                           const WindowRange& r, int begin, int count)
@@ -78,32 +87,40 @@ struct PackedCursor {
         groups(g),
         range(r),
         tiles(j.tiles()),
-        group(begin / tiles),
-        tile(begin % tiles),
+        group(begin / Shape::items(tiles)),
+        item(begin % Shape::items(tiles)),
         left(count),
-        part(0),
-        window(0),
+        slot(0),
         weights(j.weights) {
     if (left > 0) weights = own();
+    enter();
   }
   __device__ __forceinline__ Weights own() const {
     return job.template of_expert<Shape::kParts>(groups[group].expert);
   }
-  __device__ __forceinline__ void fetch(uint4* slot, int lane) {
-    if (left > 0 && range.count > 0)
-      weights.fetch(slot, part * tiles + tile, range.first + window, lane);
+  // At the first window of `slot`.
+  __device__ __forceinline__ void enter() {
+    const int column = item * Shape::kAcross + slot % Shape::kAcross;
+    present = left > 0 && range.count > 0 && column < tiles;
+    at = (slot / Shape::kAcross * tiles + column) * weights.windows + range.first;
+    end = at + range.count;
+  }
+  __device__ __forceinline__ void fetch(uint4* to, int lane) {
+    if (present) weights.fetch(to, 0, at, lane);
     copy_async_commit();
-    if (++window < range.count) return;
-    window = 0;
-    if (++part < Shape::kParts) return;
-    part = 0;
-    if (--left <= 0 || ++tile < tiles) return;
-    tile = 0, ++group, weights = own();
+    if (++at >= end) next_slot();
+  }
+  __device__ __forceinline__ void next_slot() {
+    if (++slot == Shape::kSlots) {
+      slot = 0;
+      if (--left > 0 && ++item == Shape::items(tiles)) item = 0, ++group, weights = own();
+    }
+    enter();
   }
 };
 
 // sums += a window's products; `x`: this lane's units, steps of 32 `step` apart, `live` tiles of
-// eight rows. In the order of SkinnyWindow.
+// eight rows. In the order of SkinnyWindow. A lane reads the codes that it has copied itself.
 template <typename Shape, typename T>
 __device__ __forceinline__ void packed_add(float (&sum)[Shape::RT][4],
                                            const typename Shape::Weights& weights,
@@ -117,7 +134,7 @@ __device__ __forceinline__ void packed_add(float (&sum)[Shape::RT][4],
   if constexpr (Shape::Weights::kExtra != 0) scale = weights.window_scales(slot, lane);
 #pragma unroll
   for (int j = 0; j < Shape::RT; ++j) {
-    if (j >= live) break;
+    if (j > 0 && j >= live) break;
     float even[4] = {}, odd[4] = {};
 #pragma unroll
     for (int s = 0; s < kSubs; ++s) {
@@ -138,99 +155,118 @@ __device__ __forceinline__ void packed_add(float (&sum)[Shape::RT][4],
   }
 }
 
-// Adds the warps' sums of a tile, [part][warp][row of x][row of W], in their order and stores them.
-template <typename Shape, typename T>
-__device__ __forceinline__ void put_group(const PackedExperts<typename Shape::Weights, T>& job,
-                                          const typename Shape::Weights& weights, const float* sums,
-                                          const RowGroup& group, int rows, int tile) {
-  const int64_t n = int64_t{tile} * kSkinnyTile + threadIdx.x % kSkinnyTile;
-  if (n >= weights.columns) return;
-#pragma unroll
-  for (int m = threadIdx.x / kSkinnyTile; m < Shape::kRows; m += 32 * kSkinnyWarps / kSkinnyTile) {
-    if (m >= rows) return;
-    float total[Shape::kParts] = {};
-#pragma unroll
-    for (int p = 0; p < Shape::kParts; ++p) {
-      const float* from =
-          sums + p * kSkinnyWarps * Shape::kSums + m * kSkinnyTile + n % kSkinnyTile;
-#pragma unroll
-      for (int w = 0; w < kSkinnyWarps; ++w) total[p] += from[w * Shape::kSums];
-      total[p] = weights.finish(total[p], p * weights.columns + n);
-    }
-    const float y = Shape::kParts == 2 ? gated<T>(total[0], total[Shape::kParts - 1]) : total[0];
-    job.out[(group.first + m) * weights.columns + n] = from_float<T>(y);
-  }
-}
-
 // One group after another: its rows of x, then the tiles of W that fall to the block.
 template <typename Shape, typename T>
 struct PackedBlock {
   using Weights = typename Shape::Weights;
+  static constexpr int kStages = Shape::kStages, kStage = Shape::kStage;
   const PackedExperts<Weights, T>& job;
   PackedCursor<Shape, T>& ahead;
   const WindowRange& range;
   uint4 *ring, *xs, *zeros;  // the warp's ring and rows
-  float* sums;
-  int slot;  // of the ring: to be multiplied next
+  float* sums;               // [slot][warp][row of x][row of W]
+  int place;                 // in the ring: to be multiplied next
+  Weights weights;
+  RowGroup group;
+  int rows;  // of the group
 
   // All of the block's `count` items, from number `begin` on.
   __device__ __forceinline__ void run(const RowGroup* groups, int begin, int count) {
-    const int tiles = job.tiles(), lane = threadIdx.x % 32;
-    int tile = begin % tiles, at = begin / tiles, loaded = -1, rows = 0;
-    RowGroup group{};
-    Weights weights = job.weights;
+    const int items = Shape::items(job.tiles()), lane = threadIdx.x % 32;
+    int item = begin % items, at = begin / items, loaded = -1;
     for (; count > 0; --count) {
       if (loaded != at) {
         group = groups[at], rows = min(job.each, group.left), loaded = at;
         weights = job.template of_expert<Shape::kParts>(group.expert);
-        load(group, rows, lane);
+        load(lane);
       }
+      float sum[Shape::kSlots][Shape::RT][4] = {};
+#pragma unroll
+      for (int p = 0; p < Shape::kSlots; ++p) multiply(sum[p], lane);
       __syncthreads();  // the sums before have been read
-      multiply(weights, rows, lane);
+      keep(sum, lane);
       __syncthreads();
-      put_group<Shape>(job, weights, sums, group, rows, tile);
-      if (++tile == tiles) tile = 0, ++at;
+      put(item);
+      if (++item == items) item = 0, ++at;
     }
   }
-  // Rows of a group in shared memory: whole tiles of eight, but for one tile its rows alone.
-  static __device__ __forceinline__ int stored(int rows) {
+  // Rows in shared memory: whole tiles of eight, but for a shape of one tile the group's alone.
+  __device__ __forceinline__ int stored() const {
     return Shape::RT == 1 ? rows : (rows + 7) / 8 * 8;
   }
-  __device__ __forceinline__ void load(const RowGroup& group, int rows, int lane) const {
+  __device__ __forceinline__ void load(int lane) const {
     const T* from = job.x + int64_t{group.first} * job.depth;
-    const SkinnyInput<T> input{from, job.depth, job.depth, rows, stored(rows), 1, true};
+    const SkinnyInput<T> input{from, job.depth, job.depth, rows, stored(), 1, true};
     __syncwarp();
     skinny_load_x<Weights>(xs, input, 0, range, lane, [](const uint4&, int, int) {});
   }
-  __device__ __forceinline__ void multiply(const Weights& weights, int rows, int lane) {
-    constexpr int kStages = Shape::kStages, kStage = Shape::kStage;
+
+  __device__ __forceinline__ uint4* next_place() {
+    uint4* const at = ring + place * kStage;
+    place = place + 1 == kStages ? 0 : place + 1;
+    return at;
+  }
+  // Sums of a tile over the warp's windows.
+  __device__ __forceinline__ void multiply(float (&sum)[Shape::RT][4], int lane) {
+    constexpr int kChunk = Shape::kChunk;
     // Lanes without a row read zeros, always the same.
     const bool has_row = Shape::RT > 1 || lane / 4 < rows;
-    const int step = has_row ? 4 * stored(rows) : 0, live = (rows + 7) / 8;
+    const int step = has_row ? 4 * stored() : 0, live = (rows + 7) / 8;
+    const uint4* x = has_row ? xs + lane : zeros;
+    int left = range.count;
+    for (; left >= kChunk; left -= kChunk) {
+      uint4* slot[kChunk];
+      copy_async_wait<kStages - kChunk>();
 #pragma unroll
-    for (int p = 0; p < Shape::kParts; ++p) {
-      float sum[Shape::RT][4] = {};
-      const uint4* x = has_row ? xs + lane : zeros;
-      for (int i = 0; i < range.count; ++i) {
-        copy_async_wait<kStages - 1>();
-        __syncwarp();
-        packed_add<Shape, T>(sum, weights, ring + slot * kStage, x, step, live, lane);
-        __syncwarp();
-        ahead.fetch(ring + slot * kStage, lane);
-        x += Shape::kSubs * step;
-        slot = slot + 1 == kStages ? 0 : slot + 1;
+      for (int i = 0; i < kChunk; ++i) {
+        slot[i] = next_place();
+        packed_add<Shape, T>(sum, weights, slot[i], x + i * Shape::kSubs * step, step, live, lane);
       }
-      float* mine = sums + (p * kSkinnyWarps + threadIdx.x / 32) * Shape::kSums;
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) ahead.fetch(slot[i], lane);
+      x += kChunk * Shape::kSubs * step;
+    }
+    for (; left > 0; --left, x += Shape::kSubs * step) {
+      copy_async_wait<kStages - 1>();
+      uint4* const slot = next_place();
+      packed_add<Shape, T>(sum, weights, slot, x, step, live, lane);
+      ahead.fetch(slot, lane);
+    }
+  }
+  __device__ __forceinline__ void keep(const float (&sum)[Shape::kSlots][Shape::RT][4],
+                                       int lane) const {
+    const int place = lane % 4 * 2 * kSkinnyTile + lane / 4;
+#pragma unroll
+    for (int p = 0; p < Shape::kSlots; ++p) {
+      float* mine = sums + (p * kSkinnyWarps + threadIdx.x / 32) * Shape::kSums + place;
 #pragma unroll
       for (int e = 0; e < Shape::RT * 4; ++e)
-        mine[(e / 4 * 8 + lane % 4 * 2 + e % 2) * kSkinnyTile + lane / 4 + e % 4 / 2 * 8] =
-            sum[e / 4][e % 4];
+        mine[(e / 4 * 8 + e % 2) * kSkinnyTile + e % 4 / 2 * 8] = sum[p][e / 4][e % 4];
+    }
+  }
+  // The warps' sums of slot p and an output, added in their order.
+  __device__ __forceinline__ float total(int p, int at, int64_t n) const {
+    const float* from = sums + p * kSkinnyWarps * Shape::kSums + at;
+    float sum = 0.f;
+#pragma unroll
+    for (int w = 0; w < kSkinnyWarps; ++w) sum += from[w * Shape::kSums];
+    return weights.finish(sum, n);
+  }
+  __device__ __forceinline__ void put(int item) const {
+    constexpr int kEach = kSkinnyTile * Shape::kAcross;
+    for (int e = threadIdx.x; e < rows * kEach; e += 32 * kSkinnyWarps) {
+      const int m = e / kEach, p = e % kEach / kSkinnyTile, at = m * kSkinnyTile + e % kSkinnyTile;
+      const int64_t n = int64_t{item} * kEach + e % kEach;
+      if (n >= weights.columns) continue;
+      float y = total(p, at, n);
+      if constexpr (Shape::kParts == 2) y = gated<T>(y, total(1, at, weights.columns + n));
+      job.out[(group.first + m) * weights.columns + n] = from_float<T>(y);
     }
   }
 };
 
 template <typename Shape, typename T>
-__global__ void __launch_bounds__(32 * kSkinnyWarps, Shape::RT == 4 ? 1 : 2)
+__global__ void __launch_bounds__(32 * kSkinnyWarps, Shape::kBlocks)
     moe_packed_rows(PackedExperts<typename Shape::Weights, T> job) {
 #if FD_SM80
   constexpr int kRing = Shape::kStages * Shape::kStage;
@@ -239,12 +275,12 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps, Shape::RT == 4 ? 1 : 2)
   const int64_t x_units = skinny_x_units<typename Shape::Weights>(job.depth, job.each);
   uint4* const after = expert_memory + kSkinnyWarps * kRing;
   auto* const sums = reinterpret_cast<float*>(after + kSkinnyWarps * x_units);
-  auto* const zeros = reinterpret_cast<uint4*>(sums + Shape::kParts * kSkinnyWarps * Shape::kSums);
+  auto* const zeros = reinterpret_cast<uint4*>(sums + Shape::kSlots * kSkinnyWarps * Shape::kSums);
   auto* const groups = reinterpret_cast<RowGroup*>(zeros + 1);
   if (!job.at_once) wait_for_inputs();
   if (threadIdx.x == 0) *zeros = uint4{};
   const int listed = list_groups<32 * kSkinnyWarps>(job.rows, job.each, job.room, groups);
-  const int items = listed * job.tiles(), blocks = gridDim.x, block = blockIdx.x;
+  const int items = listed * Shape::items(job.tiles()), blocks = gridDim.x, block = blockIdx.x;
   const int more = items % blocks, begin = block * (items / blocks) + min(block, more);
   const int count = items / blocks + (block < more ? 1 : 0);
   const WindowRange range = skinny_range(job.depth, Shape::Weights::kWindow, warp);
@@ -255,7 +291,8 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps, Shape::RT == 4 ? 1 : 2)
   if (job.at_once) wait_for_inputs();
   let_next_start();
   clear_rest(job.rows, job.weights.columns, job.out);
-  PackedBlock<Shape, T> own{job, ahead, range, ring, after + warp * x_units, zeros, sums, 0};
+  PackedBlock<Shape, T> own{job, ahead,       range, ring, after + warp * x_units, zeros, sums,
+                            0,   job.weights, {},    0};
   own.run(groups, begin, count);
 #endif
 }

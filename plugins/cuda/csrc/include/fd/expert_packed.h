@@ -6,25 +6,45 @@
 
 namespace fd {
 
-// Up to so many rows an expert on average groups have one tile of eight rows, up to the second two,
-// beyond four (measured on an H200).
-constexpr int64_t kMeanOfOne = 6, kMeanOfTwo = 12;
+// Up to so many rows an expert on average groups have one tile of eight rows, beyond two (measured
+// on an H200).
+constexpr int64_t kMeanOfOne = 12;
 // From so many on the tiles of sm_90a are faster.
-constexpr int64_t kMeanWide = 48;
+constexpr int64_t kMeanWide = 14;
 
 // Shared memory that a block may ask for: the kernel has some of its own.
 inline int64_t expert_block_shared(const Launch& on) { return on.facts().block_shared - 1024; }
 
-// Bytes of a block that fit, with rows of a group: as many as the shape has, or half of them and so
+// Rows of a group, at most, where an expert has few: room for more would keep the next kernel's
+// blocks from fetching their codes early.
+template <typename Shape>
+int wanted_group(const ExpertRows& rows) {
+  if (Shape::RT > 1 || rows.rows >= 2 * int64_t{rows.experts}) return Shape::kRows;
+  return 4 * rows.rows <= rows.experts ? 2 : 4;
+}
+
+// Bytes of a block that fit, with rows of a group: as many as are wanted, or half of them and so
 // on; 0 where not even whole tiles of eight fit, or one row for a shape of one tile.
 template <typename Shape>
 int64_t fitting_group(const Launch& on, const ExpertRows& rows, int64_t depth, int* each) {
   constexpr int kLeast = Shape::RT == 1 ? 1 : 8;
-  for (*each = Shape::kRows; *each >= kLeast; *each /= 2) {
+  for (*each = wanted_group<Shape>(rows); *each >= kLeast; *each /= 2) {
     const int64_t bytes = Shape::shared(depth, *each, static_cast<int>(most_groups(rows, *each)));
     if (bytes <= expert_block_shared(on)) return bytes;
   }
   return 0;
+}
+
+// run_overlapped for blocks of which all find room at once, however many they are.
+template <typename... Params, typename... Args>
+void run_staying(const Launch& on, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
+                 Args... args) {
+  cudaLaunchConfig_t config = launch_config(on, grid, block, shared);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  if (on.sm() >= 90) config.attrs = &overlap, config.numAttrs = 1;
+  launch(on, kernel, config, args...);
 }
 
 // False, and nothing launched, where rows are too long.
@@ -34,18 +54,17 @@ bool expert_rows(const Launch& on, PackedExperts<Weights, T> job) {
   const int64_t shared = fitting_group<Shape>(on, job.rows, job.depth, &job.each);
   if (shared == 0) return false;
   job.room = static_cast<int>(most_groups(job.rows, job.each));
-  const bool two = 2 * (shared + kSharedOfSystem) <= on.facts().all_shared;
-  const auto blocks = static_cast<unsigned>((two ? 2 : 1) * on.processors());
+  const int64_t fitting = on.facts().all_shared / (shared + kSharedOfSystem);
+  const auto blocks = std::min<int64_t>(fitting, Shape::kBlocks) * on.processors();
   allow_shared_once<moe_packed_rows<Shape, T>>(on, static_cast<size_t>(shared));
-  run_overlapped(on, moe_packed_rows<Shape, T>, dim3(blocks), dim3(32 * kSkinnyWarps),
-                 static_cast<size_t>(shared), job);
+  run_staying(on, moe_packed_rows<Shape, T>, dim3(static_cast<unsigned>(blocks)),
+              dim3(32 * kSkinnyWarps), static_cast<size_t>(shared), job);
   return true;
 }
 
 template <typename Weights, typename T, int Parts>
 void expert_product(const Launch& on, const PackedExperts<Weights, T>& job) {
   const int64_t mean = job.rows.rows / job.rows.experts;
-  if (mean > kMeanOfTwo && expert_rows<Weights, T, 4, Parts>(on, job)) return;
   if (mean > kMeanOfOne && expert_rows<Weights, T, 2, Parts>(on, job)) return;
   if (expert_rows<Weights, T, 1, Parts>(on, job)) return;
   fail("ValueError", on.op, ": want rows that fit in ", expert_block_shared(on),

@@ -1,5 +1,5 @@
 // Products of many rows an expert with packed weights on sm_90a: expert_sm90.cuh's tiles, for which
-// four warps unpack codes into shared memory. Scales of groups are multiplied in there, which
+// eight warps unpack codes into shared memory. Scales of groups are multiplied in there, which
 // rounds a weight once to T; those of whole rows are taken at the end.
 #pragma once
 #include "fd/expert_packed.cuh"
@@ -27,16 +27,17 @@ struct WidePacked {
   }
 };
 
-// Codes of a warp's four tiles of 16 rows of W under way: windows of a ring.
+// Warps that unpack, tiles of 16 rows of W of each, and windows of their codes under way.
+constexpr int kUnpackWarps = 8, kUnpackThreads = 32 * kUnpackWarps + 128 * kWideTeams;
+constexpr int kUnpackTiles = kWideColumns / kSkinnyTile / kUnpackWarps;
 template <typename Weights>
 constexpr int kWideRing = 256 / Weights::kWindow;
-constexpr int kWideTilesOfWarp = kWideColumns / kSkinnyTile / 4;
 template <typename Weights>
-constexpr int kWideCodes = kWideRing<Weights> * kWideTilesOfWarp * kSkinnyStage<Weights>;  // units
+constexpr int kWideCodes = kWideRing<Weights> * kUnpackTiles * kSkinnyStage<Weights>;  // units
 
 template <typename Job>
 struct WidePackedShared : WideShared<Job::kStages> {
-  uint4 codes[4][kWideCodes<typename Job::Weights>];
+  alignas(128) uint4 codes[kUnpackWarps][kWideCodes<typename Job::Weights>];
 };
 
 // Two weights, codes as T, under a scale.
@@ -54,7 +55,7 @@ __device__ __forceinline__ uint32_t scaled2<f16>(uint32_t codes, float scale) {
   return pack2<f16>(pair.x * scale, pair.y * scale);
 }
 
-// One of the four warps that unpack; its first lane asks for x where it is the first warp.
+// One of the warps that unpack; the first one's first lane asks for x.
 template <typename Job>
 struct WideUnpack {
   using Weights = typename Job::Weights;
@@ -68,9 +69,9 @@ struct WideUnpack {
   uint4* codes;  // the warp's ring
   int slot = 0;
   WideTurn<Job::kStages> turn;
-  // To be fetched.
-  int item, window = 0;
-  WideItem at;
+  // To be fetched: the windows from `first` of an expert's on, of each tile; below 0: there is
+  // none.
+  int item, window = 0, first[kUnpackTiles];
   Weights weights;
 
   __device__ __forceinline__ WideUnpack(const Job& j, const WideMaps& m, WidePackedShared<Job>& s,
@@ -83,51 +84,57 @@ struct WideUnpack {
         across(a),
         codes(s.codes[threadIdx.x / kWarp]),
         item(blockIdx.x),
-        at(g, min(item, n - 1), a, kWideEach<Job>),
-        weights(job.all.template of_expert<Job::kParts>(at.group.expert)) {}
+        weights(j.all.weights) {
+    enter();
+  }
 
-  // Tile of W in place `i` of the warp's four, and whether there is one.
-  __device__ __forceinline__ bool tile_of(int i, int* tile) const {
-    const int place = threadIdx.x / kWarp * kWideTilesOfWarp + i, all = job.all.tiles();
-    const int own = at.column / kSkinnyTile + (Job::kGated ? place % 8 : place);
-    *tile = own + (Job::kGated ? place / 8 * all : 0);
-    return own < all;
+  __device__ __forceinline__ WideItem at(int i) const {
+    return WideItem(groups, i, across, kWideEach<Job>);
+  }
+  // At the first window of `item`.
+  __device__ __forceinline__ void enter() {
+    const int place = threadIdx.x / kWarp * kUnpackTiles, all = job.all.tiles();
+    const WideItem next = at(min(item, items - 1));
+    weights = job.all.template of_expert<Job::kParts>(next.group.expert);
+#pragma unroll
+    for (int i = 0; i < kUnpackTiles; ++i) {
+      const int tile = next.column / kSkinnyTile + (Job::kGated ? (place + i) % 8 : place + i);
+      const int index = tile + (Job::kGated ? (place + i) / 8 * all : 0);
+      first[i] = item < items && tile < all ? index * weights.windows : -1;
+    }
   }
   __device__ __forceinline__ void fetch() {
-    uint4* to = codes + slot * kWideTilesOfWarp * kStage;
-    if (item < items) {
+    uint4* to = codes + slot * kUnpackTiles * kStage;
 #pragma unroll
-      for (int i = 0; i < kWideTilesOfWarp; ++i) {
-        int tile;
-        if (tile_of(i, &tile)) weights.fetch(to + i * kStage, tile, window, threadIdx.x % kWarp);
-      }
-    }
+    for (int i = 0; i < kUnpackTiles; ++i)
+      if (first[i] >= 0) weights.fetch(to + i * kStage, 0, first[i] + window, threadIdx.x % kWarp);
     copy_async_commit();
     slot = slot + 1 == kRing ? 0 : slot + 1;
-    if (++window < job.all.weights.windows) return;
+    if (++window < weights.windows) return;
     window = 0, item += gridDim.x;
-    if (item >= items) return;
-    at = WideItem(groups, item, across, kWideEach<Job>);
-    weights = job.all.template of_expert<Job::kParts>(at.group.expert);
+    enter();
   }
 
-  // Sub-window s of a tile's codes to rows [row, row + 16) of a stage's 256.
-  __device__ __forceinline__ void unpack(char* w, const uint4* from, int row, int s) const {
-    const int lane = threadIdx.x % kWarp;
-    uint32_t a[2][4];
-    weights.operands(a, from, s, lane);
+  // Half a window of a tile's codes to rows [row, row + 16) of a stage's 256. All is read before
+  // anything is written: the compiler cannot know that these are not the same places.
+  __device__ __forceinline__ void unpack(char* w, const uint4* from, int row, int half) const {
+    const int lane = threadIdx.x % kWarp, g = lane / 4;
+    uint32_t a[2][2][4];
+#pragma unroll
+    for (int s = 0; s < 2; ++s) weights.operands(a[s], from, half * 2 + s, lane);
     float2 scale{};
     if constexpr (Weights::kExtra != 0) scale = weights.window_scales(from, lane);
 #pragma unroll
-    for (int hi = 0; hi < 2; ++hi) {
-      uint4 real{a[0][hi], a[0][2 + hi], a[1][hi], a[1][2 + hi]};
+    for (int i = 0; i < 4; ++i) {
+      const int s = i / 2, hi = i % 2;
+      uint4 real{a[s][0][hi], a[s][0][2 + hi], a[s][1][hi], a[s][1][2 + hi]};
       if constexpr (Weights::kExtra != 0) {
         const float own = hi ? scale.y : scale.x;
         real.x = scaled2<T>(real.x, own), real.y = scaled2<T>(real.y, own);
         real.z = scaled2<T>(real.z, own), real.w = scaled2<T>(real.w, own);
       }
-      const int r = row + lane / 4 + 8 * hi, chunk = (s % 2 * 4 + lane % 4) ^ (r % 8);
-      *reinterpret_cast<uint4*>(w + r * 128 + chunk * 16) = real;
+      const int chunk = (s * 4 + lane % 4) ^ g;  // rows are swizzled by eights
+      *reinterpret_cast<uint4*>(w + (row + g + 8 * hi) * 128 + chunk * 16) = real;
     }
   }
   // Stage `half` of a window whose codes are there.
@@ -139,10 +146,9 @@ struct WideUnpack {
       barrier_expect(&sh.full[turn.stage], sizeof(to.x));
       copy_box(to.x, &maps.x, &sh.full[turn.stage], k + half * kWideDepth, first_row, 0, 0);
     }
-#pragma unroll 2
-    for (int i = 0; i < kWideTilesOfWarp * 2; ++i)
-      unpack(to.w, from + i / 2 * kStage, (warp * kWideTilesOfWarp + i / 2) * kSkinnyTile,
-             half * 2 + i % 2);
+#pragma unroll
+    for (int i = 0; i < kUnpackTiles; ++i)
+      unpack(to.w, from + i * kStage, (warp * kUnpackTiles + i) * kSkinnyTile, half);
     stores_for_async();
     __syncwarp();
     if (lane == 0) barrier_arrive(&sh.full[turn.stage]);
@@ -152,11 +158,11 @@ struct WideUnpack {
 #pragma unroll
     for (int i = 0; i < kRing; ++i) fetch();
     for (int i = blockIdx.x; i < items; i += gridDim.x) {
-      const int row = WideItem(groups, i, across, kWideEach<Job>).group.first;
+      const int row = at(i).group.first;
       for (int w = 0; w < job.all.weights.windows; ++w) {
         copy_async_wait<kRing - 1>();
         __syncwarp();
-        const uint4* from = codes + slot * kWideTilesOfWarp * kStage;
+        const uint4* from = codes + slot * kUnpackTiles * kStage;
 #pragma unroll
         for (int half = 0; half < Job::kHalves; ++half) fill(from, row, w * Weights::kWindow, half);
         __syncwarp();
@@ -168,25 +174,25 @@ struct WideUnpack {
 
 // Dynamic shared memory: WidePackedShared at a multiple of 1024 bytes, groups [room].
 template <typename Job>
-__global__ void __launch_bounds__(kWideThreads, 1)
+__global__ void __launch_bounds__(kUnpackThreads, 1)
     moe_packed_sm90_tiles(Job job, const __grid_constant__ WideMaps maps) {
 #if FD_SM90A
   extern __shared__ char wide_memory[];
   auto& sh = *reinterpret_cast<WidePackedShared<Job>*>(wide_aligned(wide_memory));
   auto* groups = reinterpret_cast<RowGroup*>(&sh + 1);
-  sh.begin(5);  // x and four warps
+  sh.begin(1 + kUnpackWarps);  // x and the warps' parts
   if (!job.all.at_once) wait_for_inputs();
   constexpr int kEach = kWideEach<Job>;
   const int across = static_cast<int>((job.columns + kEach - 1) / kEach);
-  const int items = list_groups<kWideThreads>(job.rows, kWideRows, job.all.room, groups) * across;
+  const int items = list_groups<kUnpackThreads>(job.rows, kWideRows, job.all.room, groups) * across;
   if (job.all.at_once) wait_for_inputs();
-  if (threadIdx.x < 128) {
-    fewer_registers<88>();
+  if (threadIdx.x < 32 * kUnpackWarps) {
+    fewer_registers<56>();
     if (static_cast<int>(blockIdx.x) < items)
       WideUnpack<Job>(job, maps, sh, groups, items, across).run();
   } else {
-    more_registers<208>();
-    WideTeam<Job> team{job, sh, wide_team(), {}, {}};
+    more_registers<200>();
+    WideTeam<Job> team{job, sh, wide_team(32 * kUnpackWarps), {}, {}};
     team.run(groups, items, across, kEach);
   }
   clear_rest(job.rows, job.columns, job.out);

@@ -197,9 +197,6 @@ struct WideTeam {
       before = turn.stage;
     }
     products_wait<0>();
-    // The compiler does not know what that waits for: nothing reads sums before this.
-#pragma unroll
-    for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(c[i / 64][i % 64])::"memory");
     release(before);
   }
   // Without rows of its own.
@@ -225,17 +222,28 @@ struct WideTeam {
     }
     return pack2<T>(y[0], y[1]);
   }
-  __device__ __forceinline__ void store(const WideItem& item) const {
+  // Nothing reads the sums of tiles j .. j + 3 before this: the compiler would do all arithmetic at
+  // once, for which there are no registers, and does not know what the wait for products means.
+  __device__ __forceinline__ void stay(int j) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      asm volatile("" : "+f"(c[j / 16][j % 16 * 4 + i]));
+      if constexpr (Job::kGated) asm volatile("" : "+f"(c[1][j % 16 * 4 + i]));
+    }
+  }
+  __device__ __forceinline__ void store(const WideItem& item) {
     const int lane = threadIdx.x % kWarp, t = lane % 4, expert = item.group.expert;
     const int row = team * 64 + threadIdx.x % 128 / kWarp * 16 + lane / 4;
     const int64_t width = job.width();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      if (row - lane / 4 + 8 * h >= item.group.left) return;  // the warp has no rows from here on
       const bool inside = row + 8 * h < item.group.left;
       T* to = job.out + (int64_t{item.group.first} + row + 8 * h) * width;
 #pragma unroll
       for (int j = 0; j < (Job::kGated ? 16 : 32); j += 4) {
         uint32_t u[4];
+        stay(j);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int64_t n = item.column + (j + i) * 8 + t * 2;
@@ -257,8 +265,9 @@ constexpr int kWideEach = Job::kGated ? kWideColumns / 2 : kWideColumns;
 __device__ __forceinline__ char* wide_aligned(char* memory) {
   return memory + (1024 - shared32(memory) % 1024) % 1024;
 }
-__device__ __forceinline__ int wide_team() {
-  return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0) - 1;
+// Number of the thread's team; `first`: thread of team 0.
+__device__ __forceinline__ int wide_team(int first) {
+  return __shfl_sync(~0u, (static_cast<int>(threadIdx.x) - first) / 128, 0);
 }
 
 // Dynamic shared memory: WideShared at a multiple of 1024 bytes, groups [room].
@@ -282,7 +291,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         copies.copy(WideItem(groups, i, across, kEach));
   } else {
     more_registers<232>();
-    WideTeam<Job> team{job, sh, wide_team(), {}, {}};
+    WideTeam<Job> team{job, sh, wide_team(128), {}, {}};
     team.run(groups, items, across, kEach);
   }
   clear_rest(job.rows, job.width(), job.out);
