@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 from fd_cuda import library
-from fd_cuda.quant import int4_scale_spec, int4_spec, int8_spec
+from fd_cuda.quant import WHOLE, int4_scale_spec, int4_spec, int8_spec
 from timing import Call, Case, main
 
 from fd_core.api import dtype as dt
@@ -27,8 +27,10 @@ BLOCK = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down
 HEAD = (128256, 4096)
 SINGLE = [*BLOCK.values(), (14336, 4096), HEAD]
 #: Between decoding one sequence and prefill.
-BATCHES = (9, 16, 17, 32, 64, 96, 128)
+BATCHES = (9, 16, 17, 24, 32, 64, 96, 128)
+#: Inputs under a scale of int4 codes; WHOLE: one for each output.
 GROUP = 128
+GROUPS = {"wint4": GROUP, "wint4-64": 64, "wint4-row": WHOLE}
 
 
 def _empty(spec: TensorSpec) -> torch.Tensor:
@@ -39,14 +41,14 @@ def _empty(spec: TensorSpec) -> torch.Tensor:
 KERNELS = {
     "bf16": ("linear_fixed_weight", ""),
     "wint8": ("linear_int8", "pack_int8_weight"),
-    "wint4": ("linear_int4", "pack_int4_weight"),
+    **dict.fromkeys(GROUPS, ("linear_int4", "pack_int4_weight")),
     "w8a8": ("linear_int8_dynamic", "pack_int8_rows"),
 }
 
 
 def _specs(kind: str, columns: int, depth: int) -> tuple[TensorSpec, TensorSpec]:
-    if kind == "wint4":
-        return int4_spec(columns, depth, GROUP), int4_scale_spec(columns, depth, GROUP)
+    if kind in GROUPS:
+        return int4_spec(columns, depth, GROUPS[kind]), int4_scale_spec(columns, depth, GROUPS[kind])
     codes = int8_spec(columns, depth) if kind == "wint8" else TensorSpec((columns, depth), dt.int8)
     return codes, TensorSpec((columns,), dt.float32)
 
@@ -69,6 +71,7 @@ def product(kind: str, x: torch.Tensor, weight: list[torch.Tensor], out: torch.T
 
 #: Bytes of a weight in each, for the rates.
 BYTES = {"bf16": 2.0, "wint8": 1.0, "wint4": 0.5 + 2 / GROUP, "w8a8": 1.0}
+BATCH_BYTES = {"wint8": 1.0, "wint4": 0.5 + 2 / GROUP, "wint4-64": 0.5 + 2 / 64, "wint4-row": 0.5}
 
 
 def _layer(kind: str, rows: int, columns: int, depth: int) -> tuple[Call, Call]:
@@ -88,6 +91,14 @@ def _block(kind: str, rows: int) -> tuple[Call, Call]:
     return tuple(partial(_in_turn, [pair[i] for pair in pairs]) for i in range(2))  # type: ignore[return-value]
 
 
+def _batches() -> Iterator[Case]:
+    for kind, size in BATCH_BYTES.items():
+        for n, k in BLOCK.values():
+            for rows in BATCHES:
+                make = partial(_layer, kind, rows, n, k)
+                yield Case(kind, f"M={rows} {n}x{k}", int(size * n * k), make)
+
+
 def cases() -> Iterator[Case]:
     """Decode batches of every kind, larger ones of packed weights, then prefill."""
     for kind, size in BYTES.items():
@@ -99,11 +110,7 @@ def cases() -> Iterator[Case]:
             for rows in (1, 8, 64) if kind == "bf16" else (1,):
                 make = partial(_layer, kind, rows, n, k)
                 yield Case(kind, f"M={rows} {n}x{k}", int(size * n * k), make)
-    for kind in ("wint8", "wint4"):
-        for n, k in ((4096, 4096), (14336, 4096), (4096, 14336)):
-            for rows in BATCHES:
-                make = partial(_layer, kind, rows, n, k)
-                yield Case(kind, f"M={rows} {n}x{k}", int(BYTES[kind] * n * k), make)
+    yield from _batches()
     for kind, size in BYTES.items():
         for n, k in ((4096, 4096), (28672, 4096)):
             make = partial(_layer, kind, 2048, n, k)

@@ -38,6 +38,12 @@ __device__ __forceinline__ void barrier_arrive(uint32_t bar) {
 }
 __device__ __forceinline__ void barrier_arrive(uint64_t* bar) { barrier_arrive(shared32(bar)); }
 
+// Arrives once the calling thread's copies so far (copy_async16 and the like) are complete.
+__device__ __forceinline__ void barrier_arrive_copied(uint64_t* bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared32(bar))
+               : "memory");
+}
+
 // Arrives, and expects `bytes` of copies before the phase completes.
 __device__ __forceinline__ void barrier_expect(uint64_t* bar, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared32(bar)),

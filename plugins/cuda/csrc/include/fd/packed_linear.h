@@ -2,7 +2,7 @@
 // strips of 16-bit weights.
 #pragma once
 #include "fd/linear.h"
-#include "fd/packed_groups.cuh"
+#include "fd/packed_groups.h"
 #include "fd/packed_linear.cuh"
 #include "fd/packed_tiles.cuh"
 #include "fd/strips.h"
@@ -10,9 +10,12 @@
 
 namespace fd {
 
-// Up to these rows weights are streamed past eight at a time, up to the second where that keeps
-// more multiprocessors busy than tiles do and eight rows of x leave room (measured on an H100).
-constexpr int64_t kPackedStreamed = 16, kPackedStreamedMost = 32, kPackedStreamedDepth = 8192;
+// Up to these rows weights are streamed past eight at a time. Up to the second where tiles gain
+// little: up to so many weights on sm_90 (H200: 10.8 against 12.1 us for 17 rows, 4096 x 4096);
+// elsewhere up to the third, where that keeps more multiprocessors busy than tiles do and eight
+// rows of x leave room.
+constexpr int64_t kPackedStreamed = 16, kPackedStreamedGroups = 24, kPackedStreamedMost = 32;
+constexpr int64_t kPackedStreamedWeights = int64_t{1} << 24, kPackedStreamedDepth = 8192;
 // Up to these rows codes are unpacked between shared memory and tensor cores, beyond into plain
 // weights.
 constexpr int64_t kTiledRows = 128;
@@ -59,8 +62,8 @@ void packed_launch(const Launch& on, const Weights& weights, Tensor x, int rows,
                    blocks_of(weights.columns, kPackedTiles * kSkinnyTile));
   const int team = packed_team(on, tiles, slice, resident);
   allow_shared_once<Kernel>(on, static_cast<size_t>(shared));
-  run_team(on, Kernel, team, dim3(tiles.x * team, tiles.y), dim3(256), static_cast<size_t>(shared),
-           weights, args...);
+  run_team(on, Kernel, team, false, dim3(tiles.x * team, tiles.y), dim3(256),
+           static_cast<size_t>(shared), weights, args...);
 }
 
 template <typename Weights, typename T, int WM>
@@ -72,22 +75,10 @@ void packed_tiles(const Launch& on, const Weights& weights, Tensor x, const Line
       sink);
 }
 
-template <typename Weights, typename T>
-void packed_groups(const Launch& on, const Weights& weights, Tensor x, const LinearSink& sink) {
-  constexpr int kStages = Weights::kWindow == 128 ? 3 : 4;
-  const int across =
-      static_cast<int>(blocks_of(x.size(1), Weights::kWindow)) * Weights::kWindow / 64;
-  const int64_t tiles = int64_t{blocks_of(x.size(0), kGroupRows)} * across;
-  void* image = workspace(on, Scratch::kLinearInput, static_cast<size_t>(tiles * kGroupTile * 16));
-  run_overlapped(on, linear_packed_image<T>, dim3(blocks_of(tiles * kGroupTile, 256)), dim3(256), 0,
-                 skinny_input<T>(x, true), across, static_cast<uint32_t*>(image));
-  packed_launch<Weights, linear_packed_groups<Weights, T, kStages>>(
-      on, weights, x, kGroupRows, 2, group_shared<Weights>(kStages),
-      static_cast<const uint4*>(image), static_cast<int>(x.size(0)), x.size(1), sink);
-}
-
 inline bool packed_streamed(const Launch& on, int64_t rows, int64_t columns, int64_t depth) {
-  if (rows <= kPackedStreamed) return true;
+  if (rows <= kPackedStreamed || depth == 0) return true;
+  if (on.sm() == 90)
+    return rows <= kPackedStreamedGroups && columns * depth <= kPackedStreamedWeights;
   return rows <= kPackedStreamedMost && depth <= kPackedStreamedDepth &&
          static_cast<int>(blocks_of(columns, kPackedTiles * kSkinnyTile)) < on.processors();
 }
@@ -103,8 +94,8 @@ void packed_linear(const Launch& on, const Weights& weights, Tensor x, OptTensor
     return;
   if (rows > kTiledRows && !batch_invariant())
     return packed_strips<Weights, T>(on, weights, x, bias, out);
-  if (rows <= kPackedRowsOfWarp) return packed_tiles<Weights, T, 1>(on, weights, x, sink);
   if (on.sm() == 90) return packed_groups<Weights, T>(on, weights, x, sink);
+  if (rows <= kPackedRowsOfWarp) return packed_tiles<Weights, T, 1>(on, weights, x, sink);
   packed_tiles<Weights, T, 2>(on, weights, x, sink);
 }
 

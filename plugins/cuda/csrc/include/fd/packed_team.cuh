@@ -22,6 +22,20 @@ struct PackedShare {
   __device__ __forceinline__ int slices() const { return (windows + slice - 1) / slice; }
 };
 
+// A word of block `other` of a team, given its address in this one. Without a branch for the own: a
+// read is long under way, and a branch would wait for each.
+__device__ __forceinline__ float read_team(const float* own, int other) {
+#if FD_CLUSTERS
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(own));
+  float x;
+  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(other));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address));
+  return x;
+#else
+  return *own;
+#endif
+}
+
 // Where sums meet in shared memory, [slot][element of a thread][thread]: in a team every eighth has
 // a slot; a block alone adds them up in one. E: sums of a thread.
 template <int E>
@@ -45,12 +59,10 @@ struct PackedParts {
     if (team.size == 1) return *own;
     float part[kSkinnyWarps], sum = 0.f;
 #pragma unroll
-    for (int s = 0; s < kSkinnyWarps; ++s) {
-      const auto* from = reinterpret_cast<const uint32_t*>(own + s % share.each * kSlot);
-      part[s] = s < share.slices() ? __uint_as_float(team.read(from, s / share.each)) : 0.f;
-    }
+    for (int s = 0; s < kSkinnyWarps; ++s)
+      part[s] = read_team(own + s % share.each * kSlot, s / share.each);
 #pragma unroll
-    for (int s = 0; s < kSkinnyWarps; ++s) sum += part[s];
+    for (int s = 0; s < kSkinnyWarps; ++s) sum += s < share.slices() ? part[s] : 0.f;
     return sum;
   }
   // f(e, sum) for the block's part of the sums of all its team, some at a time: a sum is long under

@@ -21,6 +21,7 @@ enum class Scratch {
   kLinear,
   kLinearStrip,
   kLinearInput,
+  kLinearSums,
   kVocabParts,
   kArgmaxSlots,
   kSlotSort,
