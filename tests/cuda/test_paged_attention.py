@@ -30,7 +30,7 @@ half = pytest.mark.parametrize("dtype", [dt.bfloat16.numpy(), dt.float16.numpy()
 KERNELS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "paged_attention_plain": lambda most: (),
     "paged_attention_split": lambda most: (most, 0, 0, 0, 0),
-    "paged_attention_decode": lambda most: (most, 0, 0, 0, 0),
+    "paged_attention_decode": lambda most: (most, 0, 0, 0),
     "paged_attention_tiles": lambda most: (),
     "paged_attention_sm90": lambda most: (),
     "paged_attention_step": lambda most: (most,),
@@ -98,17 +98,21 @@ def test_chunks_of_a_sequence_are_merged(session: Session, options: dict[str, An
 
 @device
 @half
-@pytest.mark.parametrize("team", [2, 4, 8])
-@pytest.mark.parametrize("options", [{}, {"window": 100}, {"sinks": True}, {"soft_cap": 3.0}], ids=str)
-def test_teams_of_a_sequence_are_merged(
-    session: Session, options: dict[str, Any], team: int, dtype: Any
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("options", [{}, {"window": 200}, {"sinks": True}, {"soft_cap": 3.0}], ids=str)
+def test_decoding_in_teams_changes_no_bit(
+    session: Session, options: dict[str, Any], dim: int, dtype: Any
 ) -> None:
-    """Up to three teams for each sequence, of 32 keys at least; blocks and teams without keys."""
+    """One chunk, one team of several, several teams; sequences that are empty or have one key."""
+    lengths = [1000, 64, 5, 0, 191, 513, 3000, 300, 40]
     inputs = random_inputs(
-        np.random.default_rng(0), dtype, [1, 1, 0, 1, 1], [1000, 64, 5, 0, 191], dim=128, **options
+        np.random.default_rng(0), dtype, [1, 1, 0, 1, 1, 1, 1, 1, 1], lengths, dim=dim, **options
     )
-    got = run(session, "paged_attention_decode", inputs, 1, 3, team, 3, 32)
-    assert_close(paged_attention, "out", got, run_oracle(paged_attention, inputs)["out"])
+    for chunk, wanted in ((64, 40), (128, 5), (256, 1), (0, 0)):
+        got = run(session, "paged_attention_decode", inputs, 1, 3, chunk, wanted)
+        want = run(session, "paged_attention_split", inputs, 1, 0, 0, chunk, wanted)
+        assert bits(got) == bits(want)
+        assert_close(paged_attention, "out", got, run_oracle(paged_attention, inputs)["out"])
 
 
 @device
@@ -168,6 +172,7 @@ UNEVEN: dict[str, tuple[list[int], list[int], dict[str, Any]]] = {
     "window": ([90], [300], {"dim": 64, "heads": (4, 2), "window": 50}),
     "few": ([4, 2], [200, 31], {"dim": 128, "heads": (4, 2)}),
     "wide": ([40], [10], {"dim": 72, "heads": (7, 1), "sinks": True}),
+    "parts": ([18], [2000], {"dim": 128, "heads": (8, 2), "block_size": 64}),
 }
 uneven = pytest.mark.parametrize("step", UNEVEN.values(), ids=UNEVEN)
 every = pytest.mark.parametrize("kernel", KERNELS)

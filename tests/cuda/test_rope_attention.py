@@ -1,4 +1,4 @@
-"""Rotation, cache write and decoding as one launch: bit for bit what its parts give."""
+"""Rotation, cache write and decoding as one launch: bit for bit what the kernels for each give."""
 
 from __future__ import annotations
 
@@ -89,9 +89,8 @@ class Step:
             tokens, heads, dim = self.out_shape
             q = session.platform.to_host(qkv)[:, : heads * dim].reshape(tokens, heads, dim)
             q = np.ascontiguousarray(q)
-            attend, shape = (
-                ("paged_attention_decode", [0] * 4) if self.fits else ("paged_attention_step", [])
-            )
+            shape = [0] * 4 if self.fits else []
+            attend = "paged_attention_split" if self.fits else "paged_attention_step"
             library.function(attend)(put(q), *caches, *lists, self.most, *shape, out)
         session.platform.synchronize()
         return [session.platform.to_host(t) for t in (out, *caches, qkv)]

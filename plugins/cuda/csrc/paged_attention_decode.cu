@@ -1,8 +1,7 @@
 // Decoding for few sequences, where latency is all: one query token each, its rotation included.
-// A team of blocks, neighbours that see each other's shared memory, takes a key head of a sequence;
-// each block a run of its keys, at once, and each warp every fourth tile of 16 of them, as in the
-// split kernel (attention_split.cuh). The team adds up in shared memory; only long sequences, which
-// several teams share, go through the scratch.
+// The keys of a sequence are cut as the split kernel does (attention_split.cuh), but each chunk has
+// a block of its own, and eight neighbours are a team that adds up in shared memory; only sequences
+// of more teams go through the scratch. Sums are the split kernel's, bit for bit.
 //
 // Fused (`rope.qkv`): cached keys and values are fetched before the kernel that computes qkv has
 // ended. This is right as long as no kernel under way writes them, the lists or the rotation's
@@ -57,7 +56,7 @@ __device__ __forceinline__ void decode_keys(const AttentionArgs& a, const Decode
        key += kSplitWarps * kSplitTile) {
     decode_wait(stages);
     if (fresh && key + kSplitTile >= r.length) decode_insert<T, D>(stage, r.length - 1 - key, sh);
-    decode_tile<T, D>(state, a, stage, key);
+    state.tile(a, stage, key);
     __syncwarp();
     ahead.next(a, stage);
     stage = stage + kStage == mine + stages * kStage ? mine : stage + kStage;
@@ -97,7 +96,7 @@ __global__ void __launch_bounds__(kSplitThreads, 3)
   let_next_start();
   const Team team = Team::here();
   const DecodeRange r = decode_range(a, w, team);
-  if (r.split >= r.teams) return;  // the whole team
+  if (r.team >= r.teams) return;  // the whole team
   team.arrive();
   const float* row = fused ? rope.row(r.token) : nullptr;
   const bool fresh = fused && decode_fresh(a, rope, r, row);
@@ -111,7 +110,7 @@ __global__ void __launch_bounds__(kSplitThreads, 3)
   decode_store<T, D>(state, reinterpret_cast<float*>(mine), sh);
   __syncthreads();
   team.wait();
-  const int each = (group * D / 4 + team.size - 1) / team.size;
+  const int each = (group * D / 4 + kDecodeTeam - 1) / kDecodeTeam;
   decode_share<T, D>(team, group, each, shared, step, sh);
   team.barrier();
   decode_finish<T, D>(a, w, r, team, each, sh);
@@ -120,23 +119,16 @@ __global__ void __launch_bounds__(kSplitThreads, 3)
 }  // namespace fd
 
 #ifndef __CUDACC_RTC__
-#include "fd/attention.h"
+#include "fd/attention_split.h"
 #include "fd/rope_cache.h"
 
 namespace fd {
 
-// How a launch is shaped. splits: teams a unit may have, 0 for as many as the device holds at once;
-// span: keys of a team before there is another.
+// How a launch is shaped. Two stages are what a short sequence needs, and small enough to start
+// beside the kernel before. chunk, wanted: as in SplitShape.
 struct DecodeShape {
-  int stages, team, splits, span;
+  int stages = 2, chunk = 0, wanted = 0;
 };
-
-// Two stages are what a short sequence needs, and small enough to start beside the kernel before
-// (measured: a Llama-3-8B block in int4 at 512 tokens 48.0 us, 49.8 with three, 56.1 by two
-// launches, H200).
-constexpr DecodeShape kDecodeFused{2, kDecodeTeam, 0, 128 * kDecodeTeam};
-// By itself the kernel starts with its inputs: what counts is that all blocks are evenly busy.
-constexpr DecodeShape kDecodeAlone{3, 2, 0, 256};
 
 inline int decode_dim(int dim) { return dim <= 64 ? 64 : 128; }
 inline int decode_units(const AttentionCall& call) {
@@ -148,70 +140,64 @@ inline size_t decode_shared(const AttentionCall& call, int stages) {
   return size_t{4} * kSplitWarps * stages * kSplitTile * dim + state;
 }
 
-// One query a sequence, and sequences too few to give every multiprocessor a key head of its own.
-bool decode_fits(const Launch& on, const AttentionCall& call) {
+inline int decode_teams(int64_t chunks) {
+  return (static_cast<int>(std::min<int64_t>(chunks, kSplitMaxChunks)) + kDecodeTeam - 1) /
+         kDecodeTeam;
+}
+
+// The longest sequence, as far as the block table's width tells.
+inline int64_t decode_longest(const AttentionCall& call) {
+  return int64_t{call.args.table_width} * call.args.block_size;
+}
+
+// One query a sequence, and sequences so few that the device holds nearly all of their teams.
+inline bool decode_takes(const Launch& on, const AttentionCall& call) {
   const AttentionArgs& a = call.args;
   return on.sm() >= 90 && call.max_queries == 1 && call.kind != kFloat32 &&
          call.cache_kind == call.kind && call.vectors && a.dim <= 128 &&
-         call.group() <= kDecodeRows &&
-         int64_t{a.sequences} * a.kv_heads * kDecodeTeam <= 2 * on.processors();
+         call.group() <= kDecodeRows && decode_units(call) <= on.processors() &&
+         2 * decode_units(call) * kDecodeTeam * decode_teams(split_cut(on, call).wanted) <=
+             5 * on.processors();
+}
+
+// By itself the kernel has nothing to overlap with, and the split kernel keeps blocks more evenly
+// busy: worth it for so many keys of all key heads together. Either gives the same bits.
+constexpr int64_t kDecodeKeys = 131072;
+bool decode_fits(const Launch& on, const AttentionCall& call) {
+  return decode_longest(call) * decode_units(call) <= kDecodeKeys && decode_takes(on, call);
 }
 
 inline DecodeWork decode_work(const Launch& on, const AttentionCall& call,
                               const DecodeShape& shape) {
   const AttentionScratch space = attention_scratch(on);
-  const size_t packs =
-      size_t(decode_units(call)) * shape.splits * call.group() * (decode_dim(call.args.dim) / 4);
-  auto* partial = reinterpret_cast<float4*>(space.partial);
-  if (packs * (sizeof(float4) + sizeof(float2)) > kAttentionScratch)
-    fail("ValueError", on.op, ".splits: want fewer, have ", shape.splits);
-  return {partial, reinterpret_cast<float2*>(partial + packs), space.counters, shape.splits,
-          shape.span};
-}
-
-// A launch of teams that may start while the kernel before ends.
-struct DecodeLaunch {
-  cudaLaunchAttribute attributes[2] = {};
-  cudaLaunchConfig_t config;
-
-  DecodeLaunch(const Launch& on, int teams, int team, size_t shared)
-      : config(launch_config(on, dim3(teams * team), dim3(kSplitThreads), shared)) {
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = team;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = attributes, config.numAttrs = 2;
-  }
-  DecodeLaunch(const DecodeLaunch&) = delete;
-};
-
-// Teams of `team` blocks that the device holds at once: asked for when a size is first used.
-template <typename T, int D>
-int decode_room(const Launch& on, int team, size_t shared) {
-  static std::atomic<int> known[kMaxDevices][kDecodeTeam + 1];
-  std::atomic<int>& room = known[on.device][team];
-  if (room.load(std::memory_order_relaxed) > 0) return room;
-  const DecodeLaunch one(on, 1, team, shared);
-  const void* kernel = reinterpret_cast<const void*>(paged_attention_decode_keys<T, D>);
-  int found = 0;
-  FD_CUDA_CHECK(on.op, cudaOccupancyMaxActiveClusters(&found, kernel_on(on.op, on.device, kernel),
-                                                      &one.config));
-  room = std::max(found, 1);
-  return room;
+  const SplitCut cut = split_cut(on, call);
+  DecodeWork w{};
+  w.chunk = shape.chunk > 0 ? shape.chunk : cut.chunk;
+  w.wanted = shape.wanted > 0 ? shape.wanted : cut.wanted;
+  const int64_t most = std::max<int64_t>(w.wanted, (decode_longest(call) - 1) / kSplitLargest + 1);
+  w.teams = decode_teams(most);
+  const int64_t packs = call.group() * (decode_dim(call.args.dim) / 4);
+  w.partial = reinterpret_cast<float4*>(space.partial), w.counters = space.counters;
+  w.stats = reinterpret_cast<float2*>(w.partial + packs * w.teams * decode_units(call));
+  return w;
 }
 
 template <typename T, int D>
-void decode_launch(const Launch& on, const AttentionCall& call, DecodeShape shape,
+void decode_launch(const Launch& on, const AttentionCall& call, const DecodeShape& shape,
                    const RopeAndCache<T, T>& rope) {
   const size_t shared = decode_shared(call, shape.stages);
   allow_shared_once<paged_attention_decode_keys<T, D>>(on, shared);
-  const int units = decode_units(call);
-  if (shape.splits == 0)
-    shape.splits = std::clamp(decode_room<T, D>(on, shape.team, shared) / units, 1, kDecodeSplits);
-  const DecodeLaunch one(on, units * shape.splits, shape.team, shared);
-  launch(on, paged_attention_decode_keys<T, D>, one.config, call.args, decode_work(on, call, shape),
-         rope, shape.stages);
+  const DecodeWork work = decode_work(on, call, shape);
+  const dim3 blocks(decode_units(call) * work.teams * kDecodeTeam);
+  cudaLaunchConfig_t config = launch_config(on, blocks, dim3(kSplitThreads), shared);
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = kDecodeTeam;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = attributes, config.numAttrs = 2;
+  launch(on, paged_attention_decode_keys<T, D>, config, call.args, work, rope, shape.stages);
 }
 
 template <typename T>
@@ -227,31 +213,24 @@ inline void decode_plain(const Launch& on, const AttentionCall& call, const Deco
   });
 }
 
-void attend_decode(const Launch& on, const AttentionCall& call) {
-  decode_plain(on, call, kDecodeAlone);
-}
+void attend_decode(const Launch& on, const AttentionCall& call) { decode_plain(on, call, {}); }
 
 // This kernel without a rotation, for tests and benchmarks. 0: as where it is fused.
 void paged_attention_decode(Tensor q, Tensor key_cache, Tensor value_cache, Tensor cu_seqlens_q,
                             Tensor seq_lens, Tensor block_table, OptTensor sinks, double scale,
                             int64_t window, double soft_cap, int64_t max_queries, int64_t stages,
-                            int64_t team, int64_t splits, int64_t span, Tensor out) {
+                            int64_t chunk, int64_t wanted, Tensor out) {
   const char* op = "paged_attention_decode";
   const AttentionCall call =
       checked_attention(op, q, key_cache, value_cache, cu_seqlens_q, seq_lens, block_table, sinks,
                         scale, window, soft_cap, max_queries, out);
   const Launch on = launch_on(op, q);
   if (nothing_to_do(call)) return;
-  if (!decode_fits(on, call)) fail("ValueError", op, ": not for these types, sizes or this device");
-  DecodeShape shape = kDecodeFused;
+  if (!decode_takes(on, call))
+    fail("ValueError", op, ": not for these types, sizes or this device");
+  DecodeShape shape{};
   if (stages > 0) shape.stages = static_cast<int>(stages);
-  if (team != 0 && team != 2 && team != 4 && team != kDecodeTeam)
-    fail("ValueError", op, ".team: want 0, 2, 4 or ", kDecodeTeam, ", have ", team);
-  if (splits > kDecodeSplits)
-    fail("ValueError", op, ".splits: want at most ", kDecodeSplits, ", have ", splits);
-  if (team > 0) shape.team = static_cast<int>(team);
-  if (splits > 0) shape.splits = static_cast<int>(splits);
-  if (span > 0) shape.span = static_cast<int>(span);
+  shape.chunk = static_cast<int>(chunk), shape.wanted = static_cast<int>(wanted);
   decode_plain(on, call, shape);
 }
 FD_EXPORT(paged_attention_decode)
@@ -273,8 +252,8 @@ struct QueryView {
   }
 };
 
-// rope_and_cache, then attention on its queries: as one launch where decode_fits, which leaves qkv
-// as it is and gives the bits of paged_attention_decode. `max_queries`: of the longest sequence,
+// rope_and_cache, then paged_attention_step on its queries, with equal bits: as one launch where
+// decode_takes, which leaves qkv as it is. `max_queries`: of the longest sequence,
 // exactly. For engines: lists, table and the cache's earlier tokens may be read before kernels have
 // ended that are under way, so none of these may write them; steps are told apart by the copy of
 // their lists.
@@ -295,12 +274,12 @@ void rope_and_paged_attention(Tensor qkv, Tensor position_ids, Tensor cos_sin_ca
   const Launch on = launch_on(op, qkv);
   check_rope_ids(on, t, ids);
   bool done = false;
-  if (!nothing_to_do(call) && decode_fits(on, call))
+  if (!nothing_to_do(call) && decode_takes(on, call))
     dispatch_half(call.kind, [&](auto tag) {
       using T = decltype(tag);
       const RopeAndCache<T, T> rope = rope_call<T, T>(t, ids);
       done = decode_turns(call, rope);
-      if (done) decode_as(on, call, kDecodeFused, rope);
+      if (done) decode_as(on, call, DecodeShape{}, rope);
     });
   if (done) return;
   rope_and_cache_all(op, t);

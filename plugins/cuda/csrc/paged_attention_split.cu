@@ -94,6 +94,11 @@ inline SplitShape split_shape(const Launch& on, const AttentionCall& call) {
   return split_shape_of(on, [&](int stages) { return split_shared(call, stages); });
 }
 
+SplitCut split_cut(const Launch& on, const AttentionCall& call) {
+  return split_cut_over(int64_t{call.args.sequences} * call.args.kv_heads,
+                        int64_t{on.processors()} * split_shape(on, call).blocks_per_sm);
+}
+
 bool split_fits(const Launch& on, const AttentionCall& call) {
   const AttentionArgs& a = call.args;
   return on.facts().sm >= 80 && call.kind != kFloat32 && call.cache_kind == call.kind &&

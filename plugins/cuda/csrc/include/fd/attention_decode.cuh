@@ -1,34 +1,34 @@
 // The parts of the decoding kernel (paged_attention_decode.cu): which keys a block takes, and how
 // the sums of its warps become the team's, the teams' the sequence's.
 #pragma once
-#include "fd/attention_split.cuh"
+#include "fd/attention_merge.cuh"
 #include "fd/cluster.cuh"
 #include "fd/rope_cache.cuh"
 
 namespace fd {
 
-constexpr int kDecodeTeam = 8;     // most blocks of a team
-constexpr int kDecodeRows = 8;     // most query heads of a key head
-constexpr int kDecodeSplits = 16;  // most teams of a unit
+constexpr int kDecodeTeam = kSplitGroup;                     // blocks of a team
+constexpr int kDecodeRows = 8;                               // most query heads of a key head
+constexpr int kDecodeTeams = kSplitMaxChunks / kDecodeTeam;  // most of a unit
 
 // Bytes of a warp's stage: a tile of keys, then one of values.
 template <int D>
 constexpr int kDecodeStage = 2 * kSplitTile * D * 2;
 
-// partial, stats: [units][splits][rows * D / 4]; counters: [units][team]. splits: teams that a
-// unit, one key head of a sequence, may have; span: keys of a team before there is another.
+// A unit is a key head of a sequence. partial, stats: [units][teams][rows * D / 4]; counters:
+// [units][kDecodeTeam]. teams: that a unit may have; chunk, wanted: as in SplitWork.
 struct DecodeWork {
   float4* partial;
   float2* stats;
   int* counters;
-  int splits, span;
+  int teams, chunk, wanted;
 };
 
-// A block's keys, [begin, end), of the unit (sequence, head). Teams that have no keys are not among
-// `teams`; of this one the first `filled` blocks have some.
+// A block's chunk of its unit: the chunks are those of the split kernel. Teams without one are not
+// among `teams`; of this team the first `filled` blocks have one.
 struct DecodeRange {
   int unit, sequence, head, token, length, first;
-  int split, teams, filled, begin, end;
+  int team, teams, filled, begin, end;  // begin: a multiple of 16
 
   __device__ __forceinline__ bool owns_last() const { return begin < end && end == length; }
 };
@@ -38,25 +38,21 @@ __device__ __forceinline__ SplitItem decode_item(const DecodeRange& r, int group
   return {r.sequence, r.head, r.token, 0, group, r.begin, r.end, 0, 1, 0, 0, 1, r.length};
 }
 
-// Cut at multiples of 16 keys, evenly, whatever the other sequences hold.
 __device__ __forceinline__ DecodeRange decode_range(const AttentionArgs& a, const DecodeWork& w,
                                                     const Team& team) {
   DecodeRange r;
-  const int index = blockIdx.x / team.size, units = a.sequences * a.kv_heads;
-  r.split = index / units, r.unit = index - r.split * units;
+  const int index = blockIdx.x / kDecodeTeam, units = a.sequences * a.kv_heads;
+  r.team = index / units, r.unit = index - r.team * units;
   r.sequence = r.unit / a.kv_heads, r.head = r.unit - r.sequence * a.kv_heads;
   const int start = a.cu_seqlens_q[r.sequence], next = a.cu_seqlens_q[r.sequence + 1];
-  r.length = a.seq_lens[r.sequence], r.token = next - 1;
-  if (next <= start) r.length = 0;
+  r.length = next > start ? a.seq_lens[r.sequence] : 0, r.token = next - 1;
   r.first = attention_first(a, r.length - 1);
-  const int base = r.first / kSplitTile * kSplitTile, keys = max(r.length - base, 0);
-  const int wanted = min(w.splits, (keys + w.span - 1) / w.span) * team.size;
-  const int each =
-      ((keys + wanted - 1) / max(wanted, 1) + kSplitTile - 1) / kSplitTile * kSplitTile;
-  const int of_team = max(each, 1) * team.size, before = r.split * of_team;
-  r.teams = (keys + of_team - 1) / of_team;
-  r.filled = min(max((keys - before + each - 1) / max(each, 1), 0), team.size);
-  r.begin = base + before + team.rank * each, r.end = min(r.begin + each, r.length);
+  const int size = split_chunk(w.chunk, w.wanted, r.length), before = r.first / size;
+  const int chunks = max((r.length + size - 1) / size - before, 0);
+  r.teams = min((chunks + kDecodeTeam - 1) / kDecodeTeam, w.teams);
+  r.filled = min(max(chunks - r.team * kDecodeTeam, 0), kDecodeTeam);
+  const int from = (before + r.team * kDecodeTeam + team.rank) * size;
+  r.begin = max(from, r.first) / kSplitTile * kSplitTile, r.end = min(from + size, r.length);
   return r;
 }
 
@@ -154,28 +150,6 @@ __device__ __forceinline__ void decode_insert(char* stage, int row, const Decode
   __syncwarp();
 }
 
-// SplitState::tile with the products in two chains, which take half as long.
-template <typename T, int D>
-__device__ __forceinline__ void decode_tile(SplitState<T, D, 1>& state, const AttentionArgs& a,
-                                            char* stage, int key) {
-  const uint32_t keys = shared_address(stage);
-  const int lane = threadIdx.x % kWarp;
-  float s[1][4] = {}, odd[4] = {};
-#pragma unroll
-  for (int k = 0; k < D / 16; ++k) {
-    uint32_t tile[4];
-    load_matrix_x4(tile, keys + split_place<D>(lane % 16, 2 * k + lane / 16));
-    mma_16x8x16<T>(k % 2 ? odd : s[0], tile, state.q[0][k]);
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) s[0][i] += odd[i];
-  state.to_logits(a, s);
-  state.weigh(key, s);
-  char* values = stage + kSplitTile * D * 2;
-  if (key < state.all_begin || key + kSplitTile > state.all_end) state.tame_values(values, key);
-  state.add(keys + kSplitTile * D * 2, s);
-}
-
 // The warp's sums to `sums` [rows][D + 4], its own; maxima and totals to `sh`.
 template <typename T, int D>
 __device__ __forceinline__ void decode_store(const SplitState<T, D, 1>& state, float* sums,
@@ -194,11 +168,6 @@ __device__ __forceinline__ void decode_store(const SplitState<T, D, 1>& state, f
       for (int half = 0; half < 2; ++half)
         sums[row * (D + 4) + m * 16 + 8 * half + g] = state.o[0][m][2 * half + j];
   }
-}
-
-__device__ __forceinline__ float4 decode_add(float4 sum, float weight, float4 x) {
-  return make_float4(sum.x + weight * x.x, sum.y + weight * x.y, sum.z + weight * x.z,
-                     sum.w + weight * x.w);
 }
 
 // (largest logit, weights' sum) of a row over the block's warps.
@@ -225,8 +194,8 @@ __device__ __forceinline__ void decode_share(const Team& team, int rows, int eac
 #pragma unroll
     for (int w = 0; w < kSplitWarps; ++w) {
       const float* mine = reinterpret_cast<const float*>(sums + w * step) + row * (D + 4);
-      sum = decode_add(sum, attention_rescale(sh.top[w][row], top),
-                       *reinterpret_cast<const float4*>(mine + i % (D / 4) * 4));
+      sum = split_add(sum, attention_rescale(sh.top[w][row], top),
+                      *reinterpret_cast<const float4*>(mine + i % (D / 4) * 4));
     }
     team.write(&sh.sums[team.rank * each + i - owner * each], owner, sum);
   }
@@ -257,7 +226,7 @@ __device__ __forceinline__ DecodeSum decode_sum(int count, Stats stats, Sums sum
   for (int c = 0; c < Most; ++c) {
     const float weight = attention_rescale(one[c].x, all.top);
     all.total += one[c].y * weight;
-    all.sum = decode_add(all.sum, weight, x[c]);
+    all.sum = split_add(all.sum, weight, x[c]);
   }
   return all;
 }
@@ -291,21 +260,21 @@ __device__ __forceinline__ void decode_merge(const AttentionArgs& a, const Decod
                                              const DecodeRange& r, const Team& team, int pack,
                                              bool has, const DecodeSum& x, int& is_last) {
   const int packs = a.heads / a.kv_heads * D / 4;
-  const int64_t mine = int64_t{r.unit} * w.splits * packs + pack;
+  const int64_t mine = int64_t{r.unit} * w.teams * packs + pack;
   if (has) {
-    w.partial[mine + r.split * packs] = x.sum;
-    w.stats[mine + r.split * packs] = make_float2(x.top, x.total);
+    w.partial[mine + r.team * packs] = x.sum;
+    w.stats[mine + r.team * packs] = make_float2(x.top, x.total);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    int* counter = w.counters + r.unit * team.size + team.rank;
+    int* counter = w.counters + r.unit * kDecodeTeam + team.rank;
     is_last = add_acq_rel(counter, 1) == r.teams - 1;
     if (is_last) *counter = 0;  // for the next launch
   }
   __syncthreads();
   if (!is_last || !has) return;
   decode_write<T, D>(a, r, pack,
-                     decode_sum<kDecodeSplits>(
+                     decode_sum<kDecodeTeams>(
                          r.teams, [&](int c) { return __ldcg(w.stats + mine + c * packs); },
                          [&](int c) { return __ldcg(w.partial + mine + c * packs); }));
 }

@@ -11,6 +11,9 @@ constexpr int kSplitWarps = 4, kSplitThreads = kSplitWarps * kWarp;
 constexpr int kSplitTile = 16;        // keys of one warp step
 constexpr int kSplitLargest = 8192;   // keys of the largest chunk, while chunks are few enough
 constexpr int kSplitMaxChunks = 128;  // of a sequence
+// Chunks are added up by eights, then the eights: blocks that see each other's memory
+// (paged_attention_decode.cu) so get the same bits as those that do not.
+constexpr int kSplitGroup = 8, kSplitGroups = kSplitMaxChunks / kSplitGroup + 1;
 
 // Scratch and limits of a launch. partial: [slots][rows][D] float; stats: [slots][rows][2].
 struct SplitWork {
@@ -47,11 +50,14 @@ struct SplitPlan {
   int total;  // items
 };
 
-// Chunks are multiples of 64 keys, so that they start where most pages do.
-__device__ __forceinline__ int split_size(const SplitWork& w, int length, int shift) {
-  const int wanted = max(w.wanted, (length + kSplitLargest - 1) / kSplitLargest);
+// Keys of a sequence's chunks: multiples of 64, so that they start where most pages do.
+__device__ __forceinline__ int split_chunk(int smallest, int wanted, int length) {
+  wanted = max(wanted, (length + kSplitLargest - 1) / kSplitLargest);
   const int chunks = min(wanted, kSplitMaxChunks);
-  return max(w.chunk, ((length + chunks - 1) / chunks + 63) / 64 * 64) << shift;
+  return max(smallest, ((length + chunks - 1) / chunks + 63) / 64 * 64);
+}
+__device__ __forceinline__ int split_size(const SplitWork& w, int length, int shift) {
+  return split_chunk(w.chunk, w.wanted, length) << shift;
 }
 
 // All sequences' items; chunks double until they fit into the slots.
@@ -210,16 +216,21 @@ struct SplitState {
     }
   }
 
-  // s[n]: key g, columns 2t and 2t + 1; then key g + 8.
+  // s[n]: key g, columns 2t and 2t + 1; then key g + 8. In two chains, which take half as long.
   __device__ __forceinline__ void products(uint32_t keys, float (&s)[N][4]) const {
     const int lane = threadIdx.x % kWarp, row = lane % 16, half = lane / 16;
+    float odd[N][4] = {};
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) {
       uint32_t tile[4];
       load_matrix_x4(tile, keys + split_place<D>(row, 2 * k + half));
 #pragma unroll
-      for (int n = 0; n < N; ++n) mma_16x8x16<T>(s[n], tile, q[n][k]);
+      for (int n = 0; n < N; ++n) mma_16x8x16<T>(k % 2 ? odd[n] : s[n], tile, q[n][k]);
     }
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] += odd[n][i];
   }
 
   __device__ __forceinline__ void to_logits(const AttentionArgs& a, float (&s)[N][4]) const {

@@ -1,7 +1,7 @@
 // Host side that the split kernels share: how a launch is shaped, how sequences are cut.
 #pragma once
 #include "fd/attention.h"
-#include "fd/attention_split.cuh"
+#include "fd/attention_merge.cuh"
 
 namespace fd {
 
@@ -28,7 +28,7 @@ inline int split_columns(const AttentionCall& call) {
 // Shared memory of a block behind its stages: sums and the plan.
 inline size_t split_fixed(const AttentionCall& call) {
   const int dim = split_dim(call.args.dim), rows = 8 * split_columns(call);
-  const size_t sums = 4 * rows * std::max(dim + 4, kSplitMaxChunks + 1) + 8 * kSplitWarps * rows;
+  const size_t sums = 4 * rows * std::max(dim + 4, kSplitWeights) + 8 * kSplitWarps * rows;
   const size_t plan = (sizeof(SplitSequence) + sizeof(int)) * (call.args.sequences + 1);
   return sums + 16 + plan;
 }
@@ -60,6 +60,15 @@ inline int split_wanted(int64_t units, int64_t blocks) {
   return best;
 }
 
+// How the split kernel cuts a step's sequences: keys of the smallest chunk, chunks that suffice.
+struct SplitCut {
+  int chunk, wanted;
+};
+inline SplitCut split_cut_over(int64_t units, int64_t blocks) {
+  return {units >= blocks ? kSplitBusyChunk : kSplitChunk, split_wanted(units, blocks)};
+}
+SplitCut split_cut(const Launch& on, const AttentionCall& call);  // paged_attention_split.cu
+
 inline SplitWork split_work(const Launch& on, const AttentionCall& call, const SplitShape& shape,
                             int max_rows) {
   SplitWork w{};
@@ -68,8 +77,9 @@ inline SplitWork split_work(const Launch& on, const AttentionCall& call, const S
   w.rows = static_cast<int>(std::min<int64_t>(rows, split_rows(call))), w.max_rows = max_rows;
   w.slots = static_cast<int>(kAttentionScratch / (size_t(w.rows) * (dim + 2) * sizeof(float)));
   const int64_t units = int64_t{call.args.sequences} * call.args.kv_heads;
-  w.chunk = shape.chunk > 0 ? shape.chunk : units >= blocks ? kSplitBusyChunk : kSplitChunk;
-  w.wanted = shape.wanted > 0 ? shape.wanted : split_wanted(units, blocks);
+  const SplitCut cut = split_cut_over(units, blocks);
+  w.chunk = shape.chunk > 0 ? shape.chunk : cut.chunk;
+  w.wanted = shape.wanted > 0 ? shape.wanted : cut.wanted;
   const AttentionScratch space = attention_scratch(on);
   w.partial = space.partial, w.counters = space.counters;
   w.stats = w.partial + int64_t{w.slots} * w.rows * dim;
