@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fd_cuda")
 from fd_cuda import driver, library
 from fd_cuda.arch import simulated_devices
-from fd_cuda.attention import CudaAttention
+from fd_cuda.attention import CudaAttention, packed
 from fd_cuda.stream import use_stream
 
 from fd_core.api import dtype as dt
@@ -349,6 +349,21 @@ class TestBackend:
     )
     def test_refuses_with_the_reason(self, change: dict[str, Any], code: ReasonCode) -> None:
         assert code in self.codes(replace(SPEC, **change), self.at("sm_90"))
+
+    def test_rotation_and_attention_are_one_call_where_there_is_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not below sm_90, and not where FD_CUDA_LIBRARY names a few kernels without it."""
+        monkeypatch.setenv("FD_CUDA_LIBRARY", "some.so")
+        monkeypatch.setattr(library, "function", lambda name: name)
+        assert packed(self.at("sm_90")) == "rope_and_paged_attention"
+        assert packed(self.at("sm_80")) is None
+
+        def absent(name: str) -> Any:
+            raise AttributeError(name)
+
+        monkeypatch.setattr(library, "function", absent)
+        assert packed(self.at("sm_90")) is None
 
     def test_bfloat16_begins_with_sm_80(self) -> None:
         assert self.codes(SPEC, self.at("sm_75")) == {ReasonCode.DTYPE}
