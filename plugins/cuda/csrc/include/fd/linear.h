@@ -104,8 +104,9 @@ inline int64_t skinny_room(const DeviceFacts& limits, SkinnyRoom room, int per_s
   return std::min(limits.all_shared / parts, limits.block_shared);
 }
 
-// A multiprocessor that a block of `Kernel` finds empty keeps all its memory for shared use: with as
-// little as this kernel needs, there would be no room for the next beside it. Once for each device.
+// A multiprocessor that a block of `Kernel` finds empty keeps all its memory for shared use: with
+// as little as this kernel needs, there would be no room for the next beside it. Once for each
+// device.
 template <auto Kernel>
 void prefer_shared_once(const Launch& on) {
   static std::atomic<bool> done[kMaxDevices];
@@ -172,7 +173,13 @@ bool skinny_launch(const Launch& on, const Weights& weights, SkinnyInput<T> inpu
   const auto fitting = [&](int stages) {
     return skinny_fitting<Weights, Teams>(limits, start, stages, input.depth, input.each);
   };
-  if (fitting(kDeep) >= kBlocks) {
+  // A ring so deep that no neighbour has room is worth it only where that has none anyway.
+  const auto neighbourly = [&](int stages) {
+    return skinny_shared<Weights, Teams>(start, stages, input.depth, input.each) <=
+           limits.all_shared / 2 - 2 * kSharedOfSystem;
+  };
+  const bool deep = room == SkinnyRoom::kCrowd || neighbourly(kDeep) || !neighbourly(kFlat);
+  if (fitting(kDeep) >= kBlocks && deep) {
     skinny_launch_staged<Weights, Teams, T, kDeep>(on, weights, input, start, sink, kBlocks, room);
     return true;
   }
