@@ -84,6 +84,8 @@ LARGE = [
     Case("int4-128", HALVES[1], 8, 4096, 14336, norm=False, fold="add"),
     Case("int8", HALVES[0], 8, 4096, 14336, fold="add", bias=True),
     Case("plain", HALVES[1], 3, 256, 32768, fold="gate"),
+    Case("int4-128", HALVES[0], 1, 2048, 14336, fold="gate"),
+    Case("int4-64", HALVES[1], 1, 4096, 28672, norm=False, fold="add", bias=True),
 ]
 
 
