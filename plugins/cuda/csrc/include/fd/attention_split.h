@@ -64,8 +64,14 @@ inline int split_wanted(int64_t units, int64_t blocks) {
 struct SplitCut {
   int chunk, wanted;
 };
+// Every layer of a step asks the same.
 inline SplitCut split_cut_over(int64_t units, int64_t blocks) {
-  return {units >= blocks ? kSplitBusyChunk : kSplitChunk, split_wanted(units, blocks)};
+  thread_local int64_t last_units = -1, last_blocks = -1;
+  thread_local SplitCut last{};
+  if (units != last_units || blocks != last_blocks)
+    last = {units >= blocks ? kSplitBusyChunk : kSplitChunk, split_wanted(units, blocks)};
+  last_units = units, last_blocks = blocks;
+  return last;
 }
 SplitCut split_cut(const Launch& on, const AttentionCall& call);  // paged_attention_split.cu
 
