@@ -184,7 +184,7 @@ __device__ __forceinline__ void sm90_produce(const AttentionArgs& a, const Sm90M
   const int row = column < D / 64 ? lane % boxes * shape.box : kSm90Keys;
   Sm90Copies<D> copies{a, maps, shape, sh, lane, row, column, {}, {}, {}};
   Sm90Item next{};
-  bool more = sm90_next(a, shape, list, taken, take, next), first = true;
+  bool more = sm90_next(a, shape, list, taken, take, next), pending = false;
   Sm90Place left{}, here = copies.place(next, next.first_key());
   while (more) {
     const Sm90Item it = next;
@@ -195,13 +195,14 @@ __device__ __forceinline__ void sm90_produce(const AttentionArgs& a, const Sm90M
       const Sm90Place now = here;
       const bool last = key + kSm90Keys >= it.end;
       if (!last) here = copies.place(it, key + kSm90Keys);
-      if (!first) copies.copy_values(left);
-      left = now, first = false;
+      if (pending) copies.copy_values(left);
+      left = now, pending = !it.uneven(key);
+      if (!pending) copies.copy_values(left);  // watched before they are multiplied
       if (key == it.first_key()) more = sm90_next(a, shape, list, taken, take, next);
       if (last) here = copies.place(next, next.first_key());
     }
   }
-  if (!first) copies.copy_values(left);
+  if (pending) copies.copy_values(left);
   copies.end();
 }
 

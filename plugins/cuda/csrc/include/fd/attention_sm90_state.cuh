@@ -135,6 +135,14 @@ struct Sm90State {
     stay_before(all == 1);
   }
 
+  // On a path that is never taken: what `fresh` held is not to be kept for it.
+  __device__ __forceinline__ void forget() {
+#pragma unroll
+    for (int k = 0; k < kSm90Keys / 16; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) asm volatile("mov.u32 %0, 0;" : "=r"(fresh[k][i]));
+  }
+
   // Logits to weights. What a row's weights refer to is decided by this row alone. `first`: of the
   // item. `meanwhile` is called when the last tile's products have had time to end.
   template <typename Meanwhile>
@@ -142,7 +150,10 @@ struct Sm90State {
     constexpr int kPairs = kSm90Keys / 4, kMost = kSm90Meanwhile;
     float sum[4] = {};
     if (__builtin_expect(first, 0)) refer(0, scale), refer(1, scale);
-    if (always()) weights_of<0, kMost>(scale, sum);  // without a branch it runs out of registers
+    if (always())  // without a branch the compiler runs out of registers
+      weights_of<0, kMost>(scale, sum);
+    else
+      forget();
     stay_before(sum[0] + sum[1] + sum[2] + sum[3] < 0.f);
     meanwhile();
     hold();
