@@ -238,8 +238,8 @@ __global__ void __maxnreg__((kSkinnyRegisters<Teams, Start>))
   let_next_start();
   const auto early = start.template fetch<Weights>(room, input, m0, range, place);
   // One window after another: a burst of all would hold up the small kernel that is waited for,
-  // whose reads queue behind it (measured for a Llama-3-8B block in int4: 65.8 -> 62.9 us on an H100,
-  // with teams 44.7 -> 42.7 us on an H200).
+  // whose reads queue behind it (measured for a Llama-3-8B block in int4: 65.8 -> 62.9 us on an
+  // H100, with teams 44.7 -> 42.7 us on an H200).
 #pragma unroll
   for (int i = 0; i < S; ++i) {
     copy_async_wait<0>();
