@@ -35,14 +35,21 @@ struct Int4ZeroWeights : PackedCodes<Group / 64> {
   const uint4* steps;
   int64_t columns;
 
+  using Cursor = typename Codes::CodesCursor;
+
+  __device__ __forceinline__ Cursor stream(int lane) const {
+    const uint4* own = steps + (lane < kStepUnits ? lane : 0);
+    return this->cursor(lane, reinterpret_cast<const uint32_t*>(own));
+  }
+  __device__ __forceinline__ void fetch(const Cursor& at, uint4* slot, uint32_t window,
+                                        int lane) const {
+    at.copy(slot, window, lane);
+    fetch_steps(slot, at.scales + uint64_t{window} * (kStepUnits * 4), lane);
+  }
   __device__ __forceinline__ void fetch(uint4* slot, int tile, int window, int lane) const {
     this->fetch_codes(slot, tile, window, lane);
-    // Lanes without a unit write zeros behind them: a branch costs more (measured: 26.5 -> 24.6 us
-    // for 28672 x 4096 in groups of 64, one row, H200).
-    const bool has = lane < kStepUnits;
     const uint32_t at = static_cast<uint32_t>(tile * this->windows + window) * kStepUnits;
-    copy_async16(slot + 32 * Codes::kUnits + (has ? lane : kStepUnits),
-                 steps + at + (has ? lane : 0), has ? 16 : 0);
+    fetch_steps(slot, steps + at + (lane < kStepUnits ? lane : 0), lane);
   }
   __device__ __forceinline__ float2 window_scales(const uint4* slot, int lane) const {
     const auto* pairs = reinterpret_cast<const uint32_t*>(slot + 32 * Codes::kUnits);
@@ -64,6 +71,12 @@ struct Int4ZeroWeights : PackedCodes<Group / 64> {
   }
 
  private:
+  // Lanes without a unit write zeros behind them: a branch costs more (measured: 26.5 -> 24.6 us
+  // for 28672 x 4096 in groups of 64, one row, H200).
+  static __device__ __forceinline__ void fetch_steps(uint4* slot, const void* from, int lane) {
+    const bool has = lane < kStepUnits;
+    copy_async16(slot + 32 * Codes::kUnits + (has ? lane : kStepUnits), from, has ? 16 : 0);
+  }
   static __device__ __forceinline__ void levels(uint32_t (&a)[4], uint32_t word,
                                                 const uint32_t (&base)[2]) {
     a[0] = int4_level<T, 0>(word, base[0]);
