@@ -61,7 +61,7 @@ __device__ __forceinline__ void kv8_barriers(uint64_t* full, int stages) {
 // Dynamic shared memory: [warps][stages][2][keys] rows of codes, barriers [warps][stages],
 // SplitShared, sequences [n], prefix [n + 1].
 template <typename Codes, typename T, int D, int N>
-__global__ void __launch_bounds__(kSplitThreads, N == 1 && D <= 128 ? 3 : 2)
+__global__ void __launch_bounds__(kSplitThreads, 2)
     paged_attention_kv8_keys(AttentionArgs a, SplitWork w, int stages, Kv8Pages pages) {
   extern __shared__ __align__(128) char shared[];
   constexpr int Keys = kKv8Keys<D>;

@@ -17,6 +17,24 @@ __device__ __forceinline__ float power_below(uint32_t bits, int e) {
   return __uint_as_float(static_cast<uint32_t>(254 + e - static_cast<int>(bits >> 23)) << 23);
 }
 
+// Products of f16 that a weight takes part in: in float16 models what rounding leaves of it, too,
+// since where few keys count its rounding may show beside that of the result.
+template <typename T>
+constexpr int kCodeParts = 1;
+template <>
+constexpr int kCodeParts<f16> = 2;
+
+// Two weights as `Parts` pairs of f16, which add up to them.
+template <int Parts>
+__device__ __forceinline__ void code_weights(float low, float high, uint32_t (&pairs)[Parts]) {
+#pragma unroll
+  for (int p = 0; p < Parts; ++p) {
+    pairs[p] = pack2<f16>(low, high);
+    const Vec<f16, 2> taken = *reinterpret_cast<const Vec<f16, 2>*>(&pairs[p]);
+    low -= to_float(taken[0]), high -= to_float(taken[1]);
+  }
+}
+
 // The warp's largest.
 __device__ __forceinline__ uint32_t warp_most(uint32_t x) {
 #if FD_SM80

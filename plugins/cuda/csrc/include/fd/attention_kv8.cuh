@@ -143,7 +143,7 @@ struct Kv8Fetch {
 // are kept below one by a running `unit` of values, a power of two, so that f16 holds them.
 template <typename Codes, typename T, int D, int N>
 struct Kv8State : SplitState<T, D, N> {
-  static constexpr int Runs = kKv8Runs<D>, Keys = kKv8Keys<D>;
+  static constexpr int Runs = kKv8Runs<D>, Keys = kKv8Keys<D>, Parts = kCodeParts<T>;
   using Logits = float[N][Runs][4];
   uint4 asked[N][D / 32];
   typename Codes::template Queries<T, D> queries[N];
@@ -289,7 +289,7 @@ struct Kv8State : SplitState<T, D, N> {
   // rows that do not see the key have nothing of it.
   __device__ __forceinline__ void scaled(const char* values, int pitch, int key, int run,
                                          float shrink, const Logits& s,
-                                         uint32_t (&weights)[N][2]) const {
+                                         uint32_t (&weights)[Parts][N][2]) const {
     const int g = threadIdx.x % kWarp / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -300,13 +300,16 @@ struct Kv8State : SplitState<T, D, N> {
 #pragma unroll
         for (int j = 0; j < 2; ++j)
           x[j] = sees(n, j, key + g + 8 * half) ? s[n][run][2 * half + j] * factor : 0.f;
-        weights[n][half] = transposed(pack2<f16>(x[0], x[1]));
+        uint32_t pairs[Parts];
+        code_weights(x[0], x[1], pairs);
+#pragma unroll
+        for (int p = 0; p < Parts; ++p) weights[p][n][half] = transposed(pairs[p]);
       }
     }
   }
 
   __device__ __forceinline__ void add(const char* values, int pitch,
-                                      const uint32_t (&weights)[N][2]) {
+                                      const uint32_t (&weights)[Parts][N][2]) {
     const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
     const char* rows = values + 2 * t * pitch;
 #pragma unroll
@@ -319,7 +322,10 @@ struct Kv8State : SplitState<T, D, N> {
       for (int e = 0; e < 2; ++e) {
         const uint32_t tile[4] = {early[2 * e], early[2 * e + 1], late[2 * e], late[2 * e + 1]};
 #pragma unroll
-        for (int n = 0; n < N; ++n) mma_16x8x16<f16>(this->o[n][2 * j + e], tile, weights[n]);
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+          for (int p = 0; p < Parts; ++p)
+            mma_16x8x16<f16>(this->o[n][2 * j + e], tile, weights[p][n]);
       }
     }
   }
@@ -351,7 +357,7 @@ struct Kv8State : SplitState<T, D, N> {
 #pragma unroll
     for (int r = 0; r < Runs; ++r) {
       const char* run = values + r * kSplitTile * pitch;
-      uint32_t weights[N][2];
+      uint32_t weights[Parts][N][2];
       scaled(run, pitch, key + r * kSplitTile, r, shrink, s, weights);
       add(run, pitch, weights);
     }

@@ -318,16 +318,21 @@ struct Kv8TileState {
   }
 
   __device__ __forceinline__ void add(uint32_t values, const Logits& s) {
+    constexpr int Parts = kCodeParts<T>;
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int k = 0; k < S::Keys / 16; ++k) {
-      uint32_t weights[S::M][4];
+      uint32_t weights[Parts][S::M][4];
 #pragma unroll
       for (int m = 0; m < S::M; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          weights[m][i] =
-              pack2<f16>(s[m][2 * k + i / 2][i % 2 * 2], s[m][2 * k + i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; ++i) {
+          const float* x = &s[m][2 * k + i / 2][i % 2 * 2];
+          uint32_t pairs[Parts];
+          code_weights(x[0], x[1], pairs);
+#pragma unroll
+          for (int p = 0; p < Parts; ++p) weights[p][m][i] = pairs[p];
+        }
 #pragma unroll
       for (int d = 0; d < D / 16; ++d) {
         uint32_t tile[4];
@@ -335,10 +340,12 @@ struct Kv8TileState {
             tile, values + kv8_tile_place<D>(k * 16 + lane % 16, 2 * d + lane / 16));
         const uint32_t low[2] = {tile[0], tile[1]}, high[2] = {tile[2], tile[3]};
 #pragma unroll
-        for (int m = 0; m < S::M; ++m) {
-          mma_16x8x16<f16>(o[m][2 * d], weights[m], low);
-          mma_16x8x16<f16>(o[m][2 * d + 1], weights[m], high);
-        }
+        for (int m = 0; m < S::M; ++m)
+#pragma unroll
+          for (int p = 0; p < Parts; ++p) {
+            mma_16x8x16<f16>(o[m][2 * d], weights[p][m], low);
+            mma_16x8x16<f16>(o[m][2 * d + 1], weights[p][m], high);
+          }
       }
     }
   }
