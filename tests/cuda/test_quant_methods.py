@@ -76,6 +76,15 @@ def test_forms_that_nobody_reads_are_refused(method: type[QuantMethod]) -> None:
         method(device(90), None, None, config)
 
 
+def test_experts_are_held_by_weight_only_methods_without_zero_points() -> None:
+    """The others answer None, which the chooser refuses with the fix."""
+    assert {m.name for m in INTEGERS if m.expert_kernel} == {"wint8", "wint4"}
+    assert object.__new__(Int8DynamicLinear).experts() is None
+    shifted = object.__new__(Int4Linear)
+    shifted.zero_point = True
+    assert shifted.experts() is None
+
+
 def test_layouts_hold_whole_tiles() -> None:
     assert int8_spec(17, 65).shape == (2, 2, 1024)
     assert int4_spec(17, 129, 128).shape == (2, 2, 1024)
