@@ -52,7 +52,7 @@ using FewRows = ProductShape<16, 64, 1, 4, 6>;
 using SomeRows = ProductShape<64, 128, 2, 2, 4>;
 using ManyRows = ProductShape<128, 128, 2, 2, 3>;
 
-// From so many rows an expert on average sm_90a's own products are faster (measured on an H100).
+// From so many rows an expert on average sm_90a's own products are faster (measured on an H200).
 constexpr int64_t kWideMean = 64;
 
 inline bool ffn_wide(const Launch& on, const FfnCall& call, int64_t each) {
