@@ -233,7 +233,10 @@ void attend(const Launch& on, const AttentionCall& call) {
   const int most = split_most(on, call, sm90);
   if (call.max_queries * call.group() <= most) return attend_split(on, call, INT32_MAX);
   if (!sm90 && (tiles_fit == nullptr || !tiles_fit(on, call))) return attend_plain(on, call);
-  const int few = call.args.sequences > 1 ? most : 0;  // a sequence alone is the longest
+  // Where all sequences can be of the longest's queries, one launch does for them, whatever the
+  // lists of a captured step say later.
+  const bool mixed = call.args.sequences * call.max_queries > call.args.tokens;
+  const int few = mixed ? most : 0;
   if (few > 0) attend_split(on, call, few);
   if (sm90) return attend_sm90(on, call, few);
   attend_tiles(on, call, few);
