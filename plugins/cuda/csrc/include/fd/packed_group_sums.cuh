@@ -13,11 +13,10 @@ constexpr int kSharedOfSm = 233472, kSharedOfBlock = 232448;  // bytes
 template <typename Weights, int G, int R>
 struct GroupShape {
   static constexpr int kWorkers = 128 * G, kThreads = kWorkers + kGroupCopiers;
-  static constexpr int kBlocks = 3 - G;             // on a multiprocessor
-  static constexpr int kTiles = R > 64 ? 1 : 2;     // of a warp
-  static constexpr int kColumns = 64 * G * kTiles;  // rows of W
+  static constexpr int kBlocks = 3 - G;     // on a multiprocessor
+  static constexpr int kColumns = 128 * G;  // rows of W
   static constexpr int kInput = Weights::kWindow / 8 * R;
-  static constexpr int kWarpStage = kTiles * kSkinnyStage<Weights>;
+  static constexpr int kWarpStage = 2 * kSkinnyStage<Weights>;
   static constexpr int kStageBytes = (kInput + 4 * G * kWarpStage) * 16 + 16;
   static constexpr int kSumsBytes = R * kColumns * 4;  // of a block alone
   static constexpr int kRoom = kBlocks == 1 ? kSharedOfBlock : kSharedOfSm / 2 - 1024;
@@ -39,36 +38,31 @@ __device__ __forceinline__ Vec<float, 4> read_shared_sums(const float* from) {
   return x;
 }
 
-// Sums of a warp's tiles, of a lane.
-template <typename Shape, int R>
-using GroupSums = float[Shape::kTiles][R / 2];
-
 // Where sums meet. Those of a block alone: `own`, [element / 4][thread] of four; in the end `ring`,
 // [R][kPitch], which is done with by then. Those of a team: `eighths`, [8][R][kColumns].
 template <typename Shape, int R>
 struct GroupParts {
   static constexpr int kColumns = Shape::kColumns, kVectors = kColumns / 4;
-  static constexpr int kElements = Shape::kTiles * R / 2;
   float *ring, *own, *eighths;
   int rows;
 
   // The warp's sums to a matrix [R][pitch].
-  __device__ __forceinline__ void put(float* to, int pitch, const GroupSums<Shape, R>& sum) const {
+  __device__ __forceinline__ void put(float* to, int pitch, const float (&sum)[2][R / 2]) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    to += lane % 4 * 2 * pitch + warp * (16 * Shape::kTiles) + lane / 4;
+    to += lane % 4 * 2 * pitch + warp * 32 + lane / 4;
 #pragma unroll
     for (int j = 0; j < R / 8; ++j) {
       if (8 * j >= rows) break;
 #pragma unroll
-      for (int e = 0; e < 4 * Shape::kTiles; ++e)
+      for (int e = 0; e < 8; ++e)
         to[(8 * j + e % 2) * pitch + e / 4 * 16 + e / 2 % 2 * 8] = sum[e / 4][4 * j + e % 4];
     }
   }
   // Adds the sums of an eighth to those before it, of a block alone; `fresh`: there are none.
-  __device__ __forceinline__ void fold(bool fresh, GroupSums<Shape, R>& sum) const {
+  __device__ __forceinline__ void fold(bool fresh, float (&sum)[2][R / 2]) const {
     auto* at = reinterpret_cast<Vec<float, 4>*>(own) + threadIdx.x;
 #pragma unroll
-    for (int e = 0; e < kElements; e += 4, at += Shape::kWorkers) {
+    for (int e = 0; e < R; e += 4, at += Shape::kWorkers) {
       float* part = &sum[e / (R / 2)][e % (R / 2)];
       Vec<float, 4> all = fresh ? Vec<float, 4>{} : *at;
 #pragma unroll
@@ -79,7 +73,7 @@ struct GroupParts {
   // Takes the sums of an eighth, which become zero; those of a block alone, once it is the `last`,
   // all that there were.
   __device__ __forceinline__ void keep(const Team& team, int eighth, bool last,
-                                       GroupSums<Shape, R>& sum) const {
+                                       float (&sum)[2][R / 2]) const {
     if (team.size > 1) {
       put(eighths + eighth * (R * kColumns), kColumns, sum);
     } else {
@@ -87,10 +81,10 @@ struct GroupParts {
       if (last) return;
     }
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) sum[e / (R / 2)][e % (R / 2)] = 0.f;
+    for (int e = 0; e < R; ++e) sum[e / (R / 2)][e % (R / 2)] = 0.f;
   }
   // Hands the sums of a block alone to those threads that finish() them.
-  __device__ __forceinline__ void close(const GroupSums<Shape, R>& sum) const {
+  __device__ __forceinline__ void close(const float (&sum)[2][R / 2]) const {
     barrier_some(1, Shape::kWorkers);
     put(ring, Shape::kPitch, sum);
   }

@@ -1,12 +1,11 @@
 // y = x W^T over packed weights for some tens of rows on sm_90a: weights become the first operands
 // of products of four warps in registers, x lies in shared memory.
 //
-// A block has R rows of x and some tiles of W: two for each warp of its G groups of four, one where
-// R is 128 and sums need the registers. A product takes some 64 clock cycles for up to 128 rows
-// (measured), so that many rows cost little more than few. A warp copies its own codes some windows
-// ahead and unpacks them while products are under way; four more warps copy x. Blocks of a team
-// (cluster.cuh) share K by eighths. Their sums meet in the second-level cache: reading each other's
-// shared memory is slower (measured on an H200: some 10 bytes a clock and multiprocessor).
+// A block has 128 * G rows of W, two tiles for each warp of its G groups of four, and R of x. A
+// warp copies its own codes some windows ahead and unpacks one tile while the products of the other
+// are under way; four more warps copy x. Blocks of a team (cluster.cuh) share K by eighths. Their
+// sums meet in the second-level cache: reading each other's shared memory is slower (measured on an
+// H200: some 10 bytes a clock and multiprocessor).
 #pragma once
 #include "fd/packed_group_sums.cuh"
 
@@ -75,11 +74,6 @@ __device__ __forceinline__ void group_copy(const SkinnyInput<T>& input, uint4* x
 #define FD_GROUP_32_W "%16, %17, %18, %19"
 #define FD_GROUP_32_X "%20"
 #define FD_GROUP_32_ADD "%21"
-#define FD_GROUP_128_C FD_WGMMA_128_C
-#define FD_GROUP_128_R FD_WGMMA_128_R
-#define FD_GROUP_128_W "%64, %65, %66, %67"
-#define FD_GROUP_128_X "%68"
-#define FD_GROUP_128_ADD "%69"
 #define FD_GROUP_64_C FD_WGMMA_64_C
 #define FD_GROUP_64_R FD_WGMMA_64_R
 #define FD_GROUP_64_W "%32, %33, %34, %35"
@@ -100,8 +94,6 @@ template <typename T, int N>
 __device__ __forceinline__ void group_product(float (&c)[N / 2], const uint32_t (&w)[4], uint64_t x,
                                               bool add) {
 #if FD_SM90A
-  if constexpr (N == 128 && std::is_same_v<T, bf16>) FD_GROUP_PRODUCT(128, "bf16");
-  if constexpr (N == 128 && std::is_same_v<T, f16>) FD_GROUP_PRODUCT(128, "f16");
   if constexpr (N == 64 && std::is_same_v<T, bf16>) FD_GROUP_PRODUCT(64, "bf16");
   if constexpr (N == 64 && std::is_same_v<T, f16>) FD_GROUP_PRODUCT(64, "f16");
   if constexpr (N == 32 && std::is_same_v<T, bf16>) FD_GROUP_PRODUCT(32, "bf16");
@@ -120,15 +112,13 @@ struct GroupProducts {
   static constexpr bool kScaled = Weights::kExtra != 0;
   float even[R / 2], odd[R / 2];
 
-  // Of all steps, or of those in [First, Last) of 32 each; the first of them starts the sums.
-  template <int First = 0, int Last = Weights::kWindow / 32>
   __device__ __forceinline__ void start(const GroupCodes<Weights>& a, uint64_t x,
                                         const float (&sum)[R / 2]) {
-    if constexpr (!kScaled && First == 0)
+    if constexpr (!kScaled)
       for (int e = 0; e < R / 2; ++e) even[e] = sum[e];
     products_begin();
 #pragma unroll
-    for (int s = First; s < Last; ++s) {
+    for (int s = 0; s < Weights::kWindow / 32; ++s) {
       const uint64_t tile = x + s / 2 * (R * 8) + s % 2 * (64 >> 4);  // in units of 16 bytes
       group_product<T, R>(even, a[s][0], tile, !kScaled || s > 0);
       group_product<T, R>(kScaled ? odd : even, a[s][1], tile + (32 >> 4), !kScaled || s > 0);
@@ -161,16 +151,15 @@ struct GroupRing {
   }
   __device__ __forceinline__ void fetch(int window, int slot) const {
 #pragma unroll
-    for (int i = 0; i < Shape::kTiles; ++i)
+    for (int i = 0; i < 2; ++i)
       if (window < end && int64_t{tile + i} * kSkinnyTile < weights.columns)
         weights.fetch(at(slot, i), tile + i, window, lane);
     copy_async_commit();
   }
-  template <int First = 0, int Last = Weights::kWindow / 32>
   __device__ __forceinline__ void unpack(GroupCodes<Weights>& a, int slot, int i) const {
     const uint4* w = at(slot, i);
 #pragma unroll
-    for (int s = First; s < Last; ++s) weights.operands(a[s], w, s, lane);
+    for (int s = 0; s < Weights::kWindow / 32; ++s) weights.operands(a[s], w, s, lane);
   }
   __device__ __forceinline__ float2 scales(int slot, int i) const {
     if constexpr (Weights::kExtra != 0)
@@ -198,24 +187,6 @@ __device__ __forceinline__ void group_window(float (&sum)[2][R / 2], GroupCodes<
   products.finish(sum[1], scale[1]);
 }
 
-// The same with one tile: codes of half a window are unpacked while the other half is multiplied.
-template <typename Weights, typename T, typename Shape, int R>
-__device__ __forceinline__ void group_window(float (&sum)[1][R / 2], GroupCodes<Weights> (&a)[1],
-                                             const GroupRing<Weights, Shape>& ring, int slot,
-                                             int next, uint64_t x) {
-  constexpr int kSubs = Weights::kWindow / 32;
-  GroupProducts<Weights, T, R> products;
-  products.template start<0, kSubs / 2>(a[0], x, sum[0]);
-  products.template start<kSubs / 2, kSubs>(a[0], x, sum[0]);
-  const float2 scale = ring.scales(slot, 0);
-  copy_async_wait<Shape::kStages - 2>();
-  __syncwarp();
-  products_wait<1>();
-  ring.template unpack<0, kSubs / 2>(a[0], next, 0);
-  products.finish(sum[0], scale);
-  ring.template unpack<kSubs / 2, kSubs>(a[0], next, 0);
-}
-
 // The sums of the warp's tiles over the block's part of K; where they go, `parts`.
 template <typename Weights, typename T, typename Shape, int R>
 __device__ __forceinline__ void group_work(const GroupRing<Weights, Shape>& ring, const uint4* xs,
@@ -223,8 +194,8 @@ __device__ __forceinline__ void group_work(const GroupRing<Weights, Shape>& ring
                                            const PackedShare& share,
                                            const GroupParts<Shape, R>& parts) {
   constexpr int S = Shape::kStages;
-  GroupSums<Shape, R> sum = {};
-  GroupCodes<Weights> a[Shape::kTiles];
+  float sum[2][R / 2] = {};
+  GroupCodes<Weights> a[2];
   RingPlace<S> at;
   int left = share.slice, eighth = team.rank * share.each;
   copy_async_wait<S - 2>();
@@ -268,14 +239,14 @@ __global__ void __launch_bounds__(GroupShape<Weights, G, R>::kThreads,
   }
   __syncthreads();
   if (warp >= 4 * G) {
-    fewer_registers<R == 128 ? 24 : 40>();
+    fewer_registers<40>();
     let_next_start();
     wait_for_inputs();
     group_copy<Weights, T, R, S>(input, group_memory, arrived, read, share, m0);
     team.barrier();  // that of parts.finish()
   } else {
-    more_registers<R == 128 ? 240 : G == 1 ? 216 : 232>();
-    const int tile = (static_cast<int>(blockIdx.y) * 4 * G + warp) * Shape::kTiles;
+    more_registers<G == 1 ? 216 : 232>();
+    const int tile = (static_cast<int>(blockIdx.y) * 4 * G + warp) * 2;
     const GroupRing<Weights, Shape> ring{weights, codes + warp * S * Shape::kWarpStage, tile,
                                          share.end, lane};
 #pragma unroll

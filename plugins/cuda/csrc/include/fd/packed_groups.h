@@ -22,7 +22,6 @@ struct GroupCosts {
 
 inline GroupCosts group_costs(const GroupPlan& plan) {
   const int64_t ends = 4000 + plan.rows * (plan.team == 1 ? 120 : 25 + 200 / plan.team);
-  if (plan.rows == 128) return {1600, 1600, ends};
   if (plan.groups == 2) return {2400, 2400, ends};
   return plan.rows == 32 ? GroupCosts{1110, 1765, ends} : GroupCosts{1500, 2500, ends};
 }
@@ -59,7 +58,7 @@ struct GroupKernel {
     allow_shared_once<kKernel>(on, kSharedOfBlock);
     for (const int team : {1, 2, 4, 8}) {
       for (const bool alone : {true, false}) {
-        if (G == 2 && ((team > 1 && R == 64) || !alone)) continue;
+        if (G == 2 && (team > 1 || !alone)) continue;
         const GroupPlan plan{G, R, team, alone};
         const int room = teams_at_once<kKernel>(on, team, Shape::kThreads, shared(alone), alone);
         const int64_t time = group_time(on, plan, tiles(rows, columns), room, windows);
@@ -87,7 +86,6 @@ void packed_groups(const Launch& on, const Weights& weights, Tensor x, const Lin
   using Few = GroupKernel<Weights, T, 1, 32>;
   using Some = GroupKernel<Weights, T, 1, 64>;
   using Many = GroupKernel<Weights, T, 2, 64>;
-  using Most = GroupKernel<Weights, T, 2, 128>;
   const int64_t rows = x.size(0), windows = skinny_slice(x.size(1), Weights::kWindow) / 64;
   GroupPlan plan{1, 32, 1, false};
   int64_t least = INT64_MAX;
@@ -96,8 +94,6 @@ void packed_groups(const Launch& on, const Weights& weights, Tensor x, const Lin
     Some::weigh(on, rows, weights.columns, windows, &plan, &least);
     Many::weigh(on, rows, weights.columns, windows, &plan, &least);
   }
-  if (rows > 64) Most::weigh(on, rows, weights.columns, windows, &plan, &least);
-  if (plan.rows == 128) return Most::launch(on, plan, weights, x, sink);
   if (plan.rows == 32) return Few::launch(on, plan, weights, x, sink);
   if (plan.groups == 1) return Some::launch(on, plan, weights, x, sink);
   Many::launch(on, plan, weights, x, sink);
