@@ -87,6 +87,20 @@ struct SkinnyWindow {
   bool has_row;
   uint4 own;  // stays zero without a row
 
+  // A tile's windows from `slot` of the ring on, and in their place the next to be copied.
+  template <int S, typename Memory, typename Stream>
+  __device__ __forceinline__ void add_all(Sum (&sum)[4], int count, const Memory& own,
+                                          const uint4* x, uint4** slot, Stream& ahead) {
+    for (int i = 0; i < count; ++i) {
+      copy_async_wait<S - 1>();
+      if (!Stream::kOwn) __syncwarp();
+      add(sum, *slot, x);
+      if (!Stream::kOwn) __syncwarp();
+      ahead.fetch(*slot);
+      x += Weights::kWindow / 8;
+      *slot = own.after(*slot);
+    }
+  }
   // With scales by windows: their products first, in two chains, then scaled onto the sum.
   __device__ __forceinline__ void add(Sum (&sum)[4], const uint4* slot, const uint4* x) {
     if constexpr (Weights::kExtra == 0) {
@@ -180,6 +194,25 @@ struct WindowStream<Weights, Parts, typename AnyType<typename Weights::Cursor>::
   }
 };
 
+// What of a block's shared memory is whose; in the order of skinny_shared.
+template <typename Weights, int Teams, int S>
+struct SkinnyMemory {
+  static constexpr int kStage = kSkinnyStage<Weights>;
+  uint4 *ring, *end;  // the warp's
+  uint4 *xs, *sums, *room;
+
+  __device__ __forceinline__ SkinnyMemory(uint4* all, int64_t depth, int each, int warp) {
+    const int64_t x_units = skinny_rows_units<Weights>(depth, each);
+    uint4* const all_x = all + kSkinnyWarps * Teams * S * kStage;
+    ring = all + threadIdx.x / 32 * S * kStage, end = ring + S * kStage;
+    xs = all_x + warp * x_units, sums = all_x + kSkinnyWarps * x_units;
+    room = sums + Teams * kSkinnySums / 2 * each;
+  }
+  __device__ __forceinline__ uint4* after(uint4* slot) const {
+    return slot + kStage == end ? ring : slot + kStage;
+  }
+};
+
 // The warps' sums of a tile, [kSkinnyWarps, each, kSkinnyTile].
 template <typename Sum>
 struct TileSums {
@@ -193,12 +226,14 @@ struct TileSums {
     for (int i = 0; i < 4; ++i)
       if (2 * t + i % 2 < each) mine[(2 * t + i % 2) * kSkinnyTile + g + i / 2 * 8] = sum[i];
   }
-  // In the warps' order.
-  __device__ __forceinline__ Sum total(int index) const {
+  // Adds them in the warps' order and hands them to the sink.
+  template <typename Weights, typename Sink>
+  __device__ __forceinline__ void finish(int index, int64_t m, int64_t n, const Weights& weights,
+                                         const Sink& sink, typename Sink::Column& column) const {
     Sum total = 0;
 #pragma unroll
     for (int w = 0; w < kSkinnyWarps; ++w) total += at[w * kSkinnyTile * each + index];
-    return total;
+    sink.put(m, n, weights.finish(total, n), column);
   }
 };
 
@@ -214,17 +249,12 @@ __global__ void __maxnreg__((kSkinnyRegisters<Teams, Start>))
     linear_skinny(Weights weights, SkinnyInput<T> input, int tiles, Start start, Sink sink) {
 #if FD_SM80
   using Sum = typename SumOf<T>::type;
-  constexpr int kStage = kSkinnyStage<Weights>, kSubs = Weights::kWindow / 32;
   extern __shared__ uint4 skinny_memory[];
   const auto place = SkinnyPlace<Teams>::here();
   const int lane = place.lane, index = threadIdx.x % (32 * kSkinnyWarps);
   const int m0 = blockIdx.x % input.groups * input.each, rows = min(input.each, input.rows - m0);
   const WindowRange range = skinny_range(input.depth, Weights::kWindow, place.warp);
-  uint4 *const ring = skinny_memory + threadIdx.x / 32 * S * kStage, *const end = ring + S * kStage;
-  const int64_t x_units = skinny_rows_units<Weights>(input.depth, input.each);
-  uint4* const all_x = skinny_memory + kSkinnyWarps * Teams * S * kStage;
-  uint4 *const xs = all_x + place.warp * x_units, *const sums = all_x + kSkinnyWarps * x_units;
-  uint4* const room = sums + Teams * kSkinnySums / 2 * input.each;
+  const SkinnyMemory<Weights, Teams, S> own(skinny_memory, input.depth, input.each, place.warp);
 
   // Two teams share the tiles of a result of two; else each has tiles of its own.
   constexpr bool kPaired = Teams == 2 && Sink::kParts == 2;
@@ -236,22 +266,22 @@ __global__ void __maxnreg__((kSkinnyRegisters<Teams, Start>))
   WindowStream<Weights, kPaired ? 1 : Sink::kParts> ahead(weights, at, range, lane);
   if (!input.fixed) wait_for_inputs();
   let_next_start();
-  const auto early = start.template fetch<Weights>(room, input, m0, range, place);
+  const auto early = start.template fetch<Weights>(own.room, input, m0, range, place);
   // One window after another: a burst of all would hold up the small kernel that is waited for,
   // whose reads queue behind it (measured for a Llama-3-8B block in int4: 65.8 -> 62.9 us on an
   // H100, with teams 44.7 -> 42.7 us on an H200).
 #pragma unroll
   for (int i = 0; i < S; ++i) {
     copy_async_wait<0>();
-    ahead.fetch(ring + i * kStage);
+    ahead.fetch(own.ring + i * own.kStage);
   }
   copy_async_wait<S - 1>();  // with the first, what `start` fetches
   wait_for_inputs();
-  start.template load<Weights>(xs, room, early, input, m0, range, place);
+  start.template load<Weights>(own.xs, own.room, early, input, m0, range, place);
 
   SkinnyWindow<Weights, T> window{weights, lane, lane / 4 < rows, {}};
-  const uint4* const own_x = xs + lane / 4 * skinny_x_row<Weights>(input.depth) + lane % 4;
-  uint4* slot = ring;
+  const uint4* const own_x = own.xs + lane / 4 * skinny_x_row<Weights>(input.depth) + lane % 4;
+  uint4* slot = own.ring;
   typename Sink::Column column{};
   for (int parity = 0; at.there(); at.next(), parity ^= 1) {
     const int64_t m = m0 + index / kSkinnyTile;
@@ -259,28 +289,18 @@ __global__ void __maxnreg__((kSkinnyRegisters<Teams, Start>))
     const bool puts = index / kSkinnyTile < rows && n < weights.columns;
     if (puts) sink.early(column, m, n);
     Sum sum[4] = {};
-    const uint4* x = own_x;
-    for (int i = 0; i < range.count; ++i) {
-      copy_async_wait<S - 1>();
-      if (!ahead.kOwn) __syncwarp();
-      window.add(sum, slot, x);
-      if (!ahead.kOwn) __syncwarp();
-      ahead.fetch(slot);
-      x += kSubs * 4;
-      slot = slot + kStage == end ? ring : slot + kStage;
-    }
+    window.template add_all<S>(sum, range.count, own, own_x, &slot, ahead);
     // Not written again before the barrier of the tile after the next.
     const int size = kSkinnySums * input.each;
-    const TileSums<Sum> tile{reinterpret_cast<Sum*>(sums) + (2 * place.team + parity) * size,
+    const TileSums<Sum> tile{reinterpret_cast<Sum*>(own.sums) + (2 * place.team + parity) * size,
                              input.each};
     tile.put(sum, place.warp, lane);
     kPaired ? __syncthreads() : place.team_barrier();
     if (!puts || (kPaired && place.team != 0)) continue;
-    sink.put(m, n, weights.finish(tile.total(index), n), column);
+    tile.finish(index, m, n, weights, sink, column);
     if constexpr (kPaired) {
       const TileSums<Sum> second{tile.at + 2 * size, input.each};
-      const int64_t other = n + int64_t{tiles} * kSkinnyTile;
-      sink.put(m, other, weights.finish(second.total(index), other), column);
+      second.finish(index, m, n + int64_t{tiles} * kSkinnyTile, weights, sink, column);
     }
   }
 #endif
