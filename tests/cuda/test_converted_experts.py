@@ -98,7 +98,7 @@ def folder_of(folder: Path, tensors: Mapping[str, Array], **more: Any) -> Path:
     ],
 )
 def test_stacks_of_panels(method: str, grid: Grid, tmp_path: Path) -> None:
-    session = gpu_session("pack_int4_given", "moe_expert_int4", "moe_expert_int8", "linear_fused")
+    session = gpu_session("pack_int4_given", "moe_expert_int4", "moe_expert_int8", "linear_int8_fused")
     stored, meant = model(grid)
     form = panels_for(grid)
     assert FORMATS[form.name] is type(form)

@@ -29,7 +29,7 @@ CANARY = 7.0
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    return gpu_session("linear_fused", "linear_int8_fused", "linear_int4_fused", "rms_norm", "swiglu")
+    return gpu_session("linear_int8_fused", "linear_int4_fused", "rms_norm", "swiglu")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,8 @@ class Case:
 
 
 GROUPS = {"int4-64": 64, "int4-128": 128, "int4-row": WHOLE}
-KINDS = ("plain", "int8", *GROUPS)
-KERNELS = {"plain": ("linear_fixed_weight", "linear_fused"), "int8": ("linear_int8", "linear_int8_fused")}
-INT4 = ("linear_int4", "linear_int4_fused")
+KINDS = ("int8", *GROUPS)
+INT8, INT4 = ("linear_int8", "linear_int8_fused"), ("linear_int4", "linear_int4_fused")
 cases = st.builds(
     Case,
     st.sampled_from(KINDS),
@@ -80,10 +79,10 @@ LARGE = [
     Case("int4-128", HALVES[0], 1, 4096, 4096, norm=False, fold="add"),
     Case("int4-128", HALVES[0], 1, 14336, 4096, fold="gate"),
     Case("int8", HALVES[0], 2, 14336, 4096, fold="gate"),
-    Case("plain", HALVES[0], 8, 14336, 4096, fold="gate"),
+    Case("int8", HALVES[0], 8, 14336, 4096, fold="gate"),
     Case("int4-128", HALVES[1], 8, 4096, 14336, norm=False, fold="add"),
     Case("int8", HALVES[0], 8, 4096, 14336, fold="add", bias=True),
-    Case("plain", HALVES[1], 3, 256, 32768, fold="gate"),
+    Case("int8", HALVES[1], 3, 256, 14336, fold="gate"),
     Case("int4-128", HALVES[0], 1, 2048, 14336, fold="gate"),
     Case("int4-64", HALVES[1], 1, 4096, 28672, norm=False, fold="add", bias=True),
 ]
@@ -105,7 +104,7 @@ class Setup:
         self.bias = self.put(normal(seed + 2, case.features, dtype=kind)) if case.bias else None
         self.norm = self.put(1 + normal(seed + 3, case.depth, dtype=kind) / 8) if case.norm else None
         self.before = normal(seed + 4, case.rows, case.columns, dtype=kind)
-        self.plain, self.fused = KERNELS.get(case.kind, INT4)
+        self.plain, self.fused = INT8 if case.kind == "int8" else INT4
 
     def put(self, array: Array) -> Tensor:
         found: Tensor = self.session.platform.from_host(array.astype(self.case.dtype))
@@ -117,8 +116,6 @@ class Setup:
 
     def packed(self, weight: Tensor) -> list[Tensor]:
         case, (n, k) = self.case, weight.shape
-        if case.kind == "plain":
-            return [weight]
         if case.kind == "int8":
             specs = [int8_spec(n, k), TensorSpec((n,), dt.float32)]
         else:
@@ -269,7 +266,7 @@ def test_wrong_calls_are_refused(session: Session, kind: str) -> None:
         (ValueError, "want gated or add, have both", {"gated": True, "add": True}),
         (TypeError, r"\.out: want dtype", {"add": True, "out": put(ones((4, 64), np.float32))}),
         (ValueError, r"\.out: want a multiple of 16", {"gated": True, "out": put(ones((4, 40), half))}),
-        (ValueError, r"\.(weight|codes): want size", {"out": put(ones((4, 96), half))}),
+        (ValueError, r"\.codes: want size", {"out": put(ones((4, 96), half))}),
         (ValueError, r"\.bias: want size 64", {"bias": put(ones(32, half))}),
         (ValueError, r"\.out: want size 4", {"out": put(ones((3, 64), half))}),
     ]
@@ -283,16 +280,16 @@ def test_wrong_calls_are_refused(session: Session, kind: str) -> None:
 
 def test_float32_results_of_a_normed_product(session: Session) -> None:
     """As an output head gives them."""
-    setup = Setup(session, Case("plain", HALVES[0], 2, 80, 512))
+    setup = Setup(session, Case("int8", HALVES[0], 2, 80, 512))
     out, normed, want = (session.platform.from_host(np.zeros(s, t)) for s, t in (
         ((2, 80), np.float32), ((2, 512), HALVES[0]), ((2, 80), np.float32)
     ))  # fmt: skip
     call(setup, out=out)
     library.function("rms_norm")(setup.put(setup.x), setup.norm, EPS, normed)
-    library.function("linear_fixed_weight")(normed, *setup.weight, None, want)
+    library.function("linear_int8")(normed, *setup.weight, None, want)
     np.testing.assert_array_equal(setup.get(out), setup.get(want))
 
 
 def test_no_rows(session: Session) -> None:
-    setup = Setup(session, Case("plain", HALVES[0], 1, 64, 128))
+    setup = Setup(session, Case("int8", HALVES[0], 1, 64, 128))
     call(setup, x=setup.put(np.zeros((0, 128))), out=setup.put(np.zeros((0, 64))))

@@ -60,9 +60,7 @@ template <typename Weights, typename T>
 void fused_launch(const Launch& on, const Weights& weights, const Tensor& x, const FusedEnds& ends,
                   const LinearSink& sink) {
   constexpr int kTeams = Weights::kBlocks;
-  const SkinnyRoom room = kTeams == 1               ? SkinnyRoom::kCrowd
-                          : ends.norm || ends.gated ? SkinnyRoom::kWide
-                                                    : SkinnyRoom::kNarrow;
+  const SkinnyRoom room = ends.norm || ends.gated ? SkinnyRoom::kWide : SkinnyRoom::kNarrow;
   const NormStart<T> start{ends.norm ? ends.norm.data<T>() : nullptr, static_cast<float>(ends.eps)};
   const SkinnyInput<T> input = skinny_input<T>(x, true);
   const auto go = [&](const auto& from, const auto& to) {
