@@ -49,6 +49,7 @@ class Linear(Weighted):
         )
         self._platform = context.platform
         self._method = context.quant(self.spec) if method is None else method
+        self._fused_rows = self._method.fused_rows
         self._bias: Tensor | None = None
         self._packed: Any = None
 
@@ -113,21 +114,25 @@ class Linear(Weighted):
 
     def normed(self, residual: Residual, norm: RMSNorm, out: Tensor) -> None:
         """out = W norm(residual) + b, the norm on the way where the method takes it."""
-        if residual.pending or not self._fused(residual, residual.total, out, norm):
-            self(residual.normed(norm), out)
+        direct = residual.rows <= self._fused_rows and not residual.pending
+        if not (direct and self._fused(residual, residual.total, out, norm)):
+            self._method.apply(residual.normed(norm), self._packed, self._bias, out)
 
     def gated(self, residual: Residual, norm: RMSNorm, out: Tensor) -> bool:
         """out [tokens, out / 2] = silu(gate) * up, where W's rows are gate and up, of norm(residual).
         False, and nothing done, where the method does not take the gate along."""
-        if residual.pending and self._asks(residual):
+        if residual.rows > self._fused_rows or not residual.fuse:
+            return False
+        if residual.pending:
             return self._fused(residual, residual.normed(norm), out, gated=True)
-        return not residual.pending and self._fused(residual, residual.total, out, norm, gated=True)
+        return self._fused(residual, residual.total, out, norm, gated=True)
 
     def onto(self, x: Tensor, residual: Residual) -> None:
         """W x + b becomes part of the residual: added at once where the method can."""
-        if not self._fused(residual, x, residual.total, add=True):
-            self(x, residual.part)
-            residual.pending = True
+        if residual.rows <= self._fused_rows and self._fused(residual, x, residual.total, add=True):
+            return
+        self._method.apply(x, self._packed, self._bias, residual.part)
+        residual.pending = True
 
     def _fused(
         self,
@@ -140,11 +145,8 @@ class Linear(Weighted):
         add: bool = False,
     ) -> bool:
         """False, and nothing done, where the method does not take along what is wanted."""
-        if not self._asks(residual):
+        if not residual.fuse:
             return False
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
         fusion = Fusion(weight, eps, gated, add)
         return self._method.apply_fused(x, self._packed, self._bias, out, fusion)
-
-    def _asks(self, residual: Residual) -> bool:
-        return residual.fuse and residual.rows <= self._method.fused_rows

@@ -14,15 +14,12 @@ class Residual:
     norm and addition along (`Linear.normed`, `Linear.onto`).
     """
 
-    __slots__ = ("fuse", "part", "pending", "total")
+    __slots__ = ("fuse", "part", "pending", "rows", "total")
 
     def __init__(self, total: Tensor, part: Tensor, fuse: bool = True) -> None:
         self.total, self.part, self.fuse = total, part, fuse
+        self.rows = total.shape[0]
         self.pending = False
-
-    @property
-    def rows(self) -> int:
-        return self.total.shape[0]
 
     def normed(self, norm: RMSNorm) -> Tensor:
         """norm(sum), the pending part included; in the memory of `part`."""
