@@ -220,6 +220,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 }  // namespace fd
 
 #include "fd/attention.h"
+#include "fd/tensor_map.h"
 
 namespace fd {
 
@@ -233,40 +234,6 @@ inline Sm90Scratch sm90_scratch(const Launch& on, int dim) {
   return {scratch.partial, scratch.counters, static_cast<int>(kAttentionScratch / slot)};
 }
 
-using Sm90Encoder = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, through the runtime: nothing links the driver.
-inline Sm90Encoder sm90_encoder(const char* op) {
-  static void* const found = [&] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult status{};
-    FD_CUDA_CHECK(op, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                       cudaEnableDefault, &status));
-    return function;
-  }();
-  if (found == nullptr) fail("RuntimeError", op, ": the driver has no cuTensorMapEncodeTiled");
-  return reinterpret_cast<Sm90Encoder>(found);
-}
-
-// A 4-dimensional tensor, innermost first; strides in elements of 2 bytes, but for the innermost.
-inline CUtensorMap sm90_map(const char* op, int kind, const void* data, const cuuint64_t (&size)[4],
-                            const int64_t (&stride)[3], const cuuint32_t (&box)[4]) {
-  CUtensorMap map;
-  cuuint64_t bytes[3];
-  // A dimension of one element may have any stride; the encoder wants a valid one.
-  for (int d = 0; d < 3; ++d) bytes[d] = size[d + 1] > 1 ? stride[d] * 2 : 16;
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  const CUtensorMapDataType type =
-      kind == kBfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult status =
-      sm90_encoder(op)(&map, type, 4, const_cast<void*>(data), size, bytes, box, steps,
-                       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS)
-    fail("RuntimeError", op, ": cuTensorMapEncodeTiled: error ", static_cast<int>(status));
-  return map;
-}
-
 // Slots that one copy takes: the largest power of two up to 64 that pages are multiples of.
 inline int sm90_box(int block_size) {
   int box = 64;
@@ -278,13 +245,14 @@ inline Sm90Maps sm90_maps(const Launch& on, const AttentionCall& call, const Sm9
   const AttentionArgs& a = call.args;
   const cuuint32_t group = call.group(), tokens = shape.tokens_per_tile, box = shape.box;
   const auto u = [](int n) { return static_cast<cuuint64_t>(n); };
+  const bool bfloat = call.kind == kBfloat16;
   return {
-      sm90_map(on.op, call.kind, a.q, {u(a.dim), group, u(a.kv_heads), u(a.tokens)},
-               {a.q_head, a.q_head * group, a.q_token}, {64, group, 1, tokens}),
-      sm90_map(on.op, call.kind, a.key, {u(a.dim), u(a.block_size), u(a.kv_heads), u(a.blocks)},
-               {a.key_slot, a.key_head, a.key_block}, {64, box, 1, 1}),
-      sm90_map(on.op, call.kind, a.value, {u(a.dim), u(a.block_size), u(a.kv_heads), u(a.blocks)},
-               {a.value_slot, a.value_head, a.value_block}, {64, box, 1, 1})};
+      tensor_map(on.op, bfloat, a.q, {u(a.dim), group, u(a.kv_heads), u(a.tokens)},
+                 {a.q_head, a.q_head * group, a.q_token}, {64, group, 1, tokens}),
+      tensor_map(on.op, bfloat, a.key, {u(a.dim), u(a.block_size), u(a.kv_heads), u(a.blocks)},
+                 {a.key_slot, a.key_head, a.key_block}, {64, box, 1, 1}),
+      tensor_map(on.op, bfloat, a.value, {u(a.dim), u(a.block_size), u(a.kv_heads), u(a.blocks)},
+                 {a.value_slot, a.value_head, a.value_block}, {64, box, 1, 1})};
 }
 
 bool sm90_fits(const Launch& on, const AttentionCall& call) {
